@@ -47,19 +47,41 @@ func (g Geometry) Leaves(run *Run) []Hash {
 	return leaves
 }
 
+// BuildOptions adds to a scan what Build does on the way. The zero value builds
+// everything. The bounds of the scan are rounded outward to whole regions.
+type BuildOptions struct {
+	ScanOptions
+
+	// Run, if set, is called for every run, holes included, in order, before
+	// emit is called for the region in which it ends. With ScanOptions.Each,
+	// which is called once the leaves of a run are known, it lets a caller do
+	// more with data that was read than hash it.
+	Run func(*Run) error
+}
+
 // Build computes the tree of src region by region, on all cores, and calls emit
 // with the regions in order, from one goroutine; the leaves then belong to
-// emit. The bounds of opt are rounded outward to whole regions; its Each is not
-// used. A block that opt.Unreadable lets pass has the leaf Unknown.
-func Build(ctx context.Context, g Geometry, src Source, opt ScanOptions, emit func(Region) error) error {
-	opt.First -= opt.First % RegionBlocks
-	opt.End = ceilDiv(opt.End, RegionBlocks) * RegionBlocks
-	opt.Each = func(run *Run) error {
-		run.Value = g.Leaves(run)
+// emit. A block that opt.Unreadable lets pass has the leaf Unknown.
+func Build(ctx context.Context, g Geometry, src Source, opt BuildOptions, emit func(Region) error) error {
+	scan := opt.ScanOptions
+	scan.First -= scan.First % RegionBlocks
+	scan.End = ceilDiv(scan.End, RegionBlocks) * RegionBlocks
+	scan.Each = func(run *Run) error {
+		run.Leaves = g.Leaves(run)
+		if opt.Each != nil {
+			return opt.Each(run)
+		}
 		return nil
 	}
-	a := assembler{g: g, emit: emit, region: Region{Index: opt.First / RegionBlocks}}
-	return Scan(ctx, g, src, opt, a.add)
+	a := assembler{g: g, emit: emit, region: Region{Index: scan.First / RegionBlocks}}
+	return Scan(ctx, g, src, scan, func(run *Run) error {
+		if opt.Run != nil {
+			if err := opt.Run(run); err != nil {
+				return err
+			}
+		}
+		return a.add(run)
+	})
 }
 
 // An assembler puts runs together to regions.
@@ -71,12 +93,11 @@ type assembler struct {
 }
 
 func (a *assembler) add(run *Run) error {
-	leaves, _ := run.Value.([]Hash)
 	for rest := run.Count; rest > 0; {
 		total := a.g.RegionLen(a.region.Index)
 		n := int(min(rest, int64(total-a.filled)))
-		if leaves != nil {
-			a.take(run, leaves, total)
+		if !run.IsHole() {
+			a.take(run, total)
 		}
 		a.filled += n
 		rest -= int64(n)
@@ -91,9 +112,9 @@ func (a *assembler) add(run *Run) error {
 }
 
 // take records a run of data, which lies within one region.
-func (a *assembler) take(run *Run, leaves []Hash, total int) {
+func (a *assembler) take(run *Run, total int) {
 	a.region.Read += int64(len(run.Data))
-	for i, leaf := range leaves {
+	for i, leaf := range run.Leaves {
 		if leaf.IsZero() {
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -110,7 +111,7 @@ func build(t testing.TB, g Geometry, src Source) (leaves []Hash, root Hash) {
 	t.Helper()
 	var acc Accumulator
 	next := int64(0)
-	err := Build(context.Background(), g, src, ScanOptions{}, func(r Region) error {
+	err := Build(context.Background(), g, src, BuildOptions{}, func(r Region) error {
 		if r.Index != next {
 			return fmt.Errorf("region %d came where %d was due", r.Index, next)
 		}
@@ -217,7 +218,8 @@ func TestRegionsOfARange(t *testing.T) {
 	content := bytes.Repeat([]byte{1}, 5*RegionBlocks*4+9)
 	g := geometry(t, int64(len(content)), 4)
 	var got []int64
-	err := Build(context.Background(), g, dense(content), ScanOptions{First: RegionBlocks + 5, End: 2*RegionBlocks + 1},
+	err := Build(context.Background(), g, dense(content),
+		BuildOptions{ScanOptions: ScanOptions{First: RegionBlocks + 5, End: 2*RegionBlocks + 1}},
 		func(r Region) error { got = append(got, r.Index); return nil })
 	if err != nil || !slices.Equal(got, []int64{1, 2}) {
 		t.Fatalf("regions %v, error %v", got, err)
@@ -229,14 +231,17 @@ func TestUnreadableBlocks(t *testing.T) {
 	g := geometry(t, 1000, 10)
 	m := dense(content)
 	m.bad = []Extent{{35, 1}, {990, 10}}
+	var mu sync.Mutex
 	var said []int64
-	opt := ScanOptions{Unreadable: func(block int64, err error) error {
+	opt := BuildOptions{ScanOptions: ScanOptions{Unreadable: func(block int64, err error) error {
 		if !errors.Is(err, errBad) {
 			t.Errorf("block %d: %v", block, err)
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		said = append(said, block)
 		return nil
-	}}
+	}}}
 	err := Build(context.Background(), g, m, opt, func(r Region) error {
 		for i, leaf := range r.Leaves {
 			if bad := i == 3 || i == 99; (leaf == Unknown) != bad {
@@ -249,7 +254,7 @@ func TestUnreadableBlocks(t *testing.T) {
 	if err != nil || !slices.Equal(said, []int64{3, 99}) {
 		t.Fatalf("unreadable: %v, error %v", said, err)
 	}
-	if err := Build(context.Background(), g, m, ScanOptions{}, func(Region) error { return nil }); !errors.Is(err, errBad) {
+	if err := Build(context.Background(), g, m, BuildOptions{}, func(Region) error { return nil }); !errors.Is(err, errBad) {
 		t.Fatalf("without Unreadable: %v", err)
 	}
 }
@@ -467,7 +472,7 @@ func BenchmarkBuild(b *testing.B) {
 func BenchmarkBuildHole(b *testing.B) {
 	g := geometry(b, 8<<40, 131071)
 	for b.Loop() {
-		err := Build(context.Background(), g, memory{}, ScanOptions{}, func(Region) error { return nil })
+		err := Build(context.Background(), g, memory{}, BuildOptions{}, func(Region) error { return nil })
 		if err != nil {
 			b.Fatal(err)
 		}

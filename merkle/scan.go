@@ -36,7 +36,11 @@ type Run struct {
 	// ScanOptions.Unreadable let pass. Their part of Data is zeros.
 	Unreadable []int
 
-	// Value is for ScanOptions.Each to hand what it made of Data to emit.
+	// Leaves are the leaves of the blocks of data. Build sets them, Scan does
+	// not.
+	Leaves []Hash
+
+	// Value is for ScanOptions.Each to hand on what it made of Data.
 	Value any
 }
 

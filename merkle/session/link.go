@@ -1,0 +1,365 @@
+package session
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/diskrsync/diskrsync/merkle/wire"
+)
+
+// A Carrier takes bytes to the peer and back. Close must make Read and Write
+// return, must let the peer read what was written before, and may be called
+// more than once, at any time.
+type Carrier = io.ReadWriteCloser
+
+// A Conn is a conversation with a peer over a carrier. It ends with the session
+// or the exchange that it is used for, which closes the carrier.
+type Conn struct {
+	carrier Carrier
+	timeout time.Duration
+	in      *bufio.Reader
+	r       *wire.Reader
+	buf     *bufio.Writer
+	w       *wire.Writer
+
+	sent, received atomic.Int64 // bytes
+	waiting        atomic.Int64 // since when Read has been waiting, in ns; 0 if it is not
+}
+
+// NewConn exchanges preambles over carrier. A peer that is silent for timeout (0
+// means DefaultTimeout), now or later, is an error. The carrier is closed when
+// the conversation ends, or if NewConn fails.
+func NewConn(ctx context.Context, carrier Carrier, timeout time.Duration) (*Conn, error) {
+	if timeout <= 0 {
+		timeout = DefaultTimeout
+	}
+	c := &Conn{carrier: carrier, timeout: timeout}
+	c.buf = bufio.NewWriterSize(meteredWriter{c}, 64<<10)
+	c.w = wire.NewWriter(c.buf)
+	c.in = bufio.NewReaderSize(meteredReader{c}, 64<<10)
+	c.r = wire.NewReader(c.in)
+	err := c.interruptible(ctx, func() error {
+		// Both sides write first: 12 bytes fit into the pipe of any carrier.
+		if err := wire.WritePreamble(c.buf); err != nil {
+			return err
+		}
+		// If the peer is gone already, what it left to read says more than that
+		// writing failed.
+		werr := c.buf.Flush()
+		if err := wire.ReadPreamble(c.in); err != nil {
+			return err
+		}
+		return werr
+	})
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("the far side ended before it said anything: %w", io.ErrUnexpectedEOF)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Close ends the conversation.
+func (c *Conn) Close() error { return c.carrier.Close() }
+
+// idle reports whether nothing that arrived waits to be read.
+func (c *Conn) idle() bool { return c.in.Buffered() == 0 }
+
+type meteredReader struct{ c *Conn }
+
+func (m meteredReader) Read(p []byte) (int, error) {
+	m.c.waiting.Store(time.Now().UnixNano())
+	n, err := m.c.carrier.Read(p)
+	m.c.waiting.Store(0)
+	m.c.received.Add(int64(n))
+	return n, err
+}
+
+type meteredWriter struct{ c *Conn }
+
+func (m meteredWriter) Write(p []byte) (int, error) {
+	n, err := m.c.carrier.Write(p)
+	m.c.sent.Add(int64(n))
+	return n, err
+}
+
+// watch returns an error once the peer has been silent for the timeout, nil
+// when ctx ends.
+func (c *Conn) watch(ctx context.Context) error {
+	tick := time.NewTicker(min(time.Second, c.timeout/4))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			since := c.waiting.Load()
+			if since != 0 && now.Sub(time.Unix(0, since)) > c.timeout {
+				return fmt.Errorf("nothing heard from the far side for %v", c.timeout)
+			}
+		}
+	}
+}
+
+// interruptible runs do, which uses the connection, and closes the connection
+// if ctx ends or the peer stays silent meanwhile, and if do fails.
+func (c *Conn) interruptible(ctx context.Context, do func() error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var group errgroup.Group
+	group.Go(func() error {
+		if err := c.watch(ctx); err != nil {
+			cancel(err)
+		}
+		return nil
+	})
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	err := do()
+	interrupted := !stop()
+	if interrupted {
+		err = context.Cause(ctx)
+	}
+	cancel(nil)
+	group.Wait()
+	if err != nil {
+		c.Close() // what went wrong is in err
+	}
+	return err
+}
+
+// write sends a message outside of a session.
+func (c *Conn) write(m wire.Message) error {
+	if err := c.w.Write(m); err != nil {
+		return err
+	}
+	return c.buf.Flush()
+}
+
+// read returns the next message outside of a session. An Error comes back as
+// *PeerError.
+func (c *Conn) read() (wire.Message, error) {
+	m, err := c.r.Read()
+	if e, ok := m.(*wire.Error); ok {
+		return nil, &PeerError{e.Code, e.Text}
+	}
+	return m, err
+}
+
+// errFinished ends a session that came to its end.
+var errFinished = errors.New("finished")
+
+// grace is how long a side that fails tries to tell the other, and how long it
+// listens for the reason when it finds that it cannot write.
+const grace = 2 * time.Second
+
+// A link is a Conn in a session: messages go out from many goroutines, and
+// those that come in are handed to one function.
+type link struct {
+	*Conn
+	own  *counters // what Progress tells
+	peer *counters // what Progress told
+
+	urgent chan wire.Message // small, and awaited by the peer: overtakes bulk
+	bulk   chan wire.Message
+	ended  chan struct{} // closed when reading ended
+
+	ending atomic.Bool // the last message was sent, or came: the peer may go
+
+	mu   sync.Mutex // held while a message is handled
+	over bool       // no more messages are to be handled
+}
+
+func newLink(c *Conn, own, peer *counters) *link {
+	return &link{Conn: c, own: own, peer: peer,
+		urgent: make(chan wire.Message, 16),
+		bulk:   make(chan wire.Message, 16),
+		ended:  make(chan struct{}),
+	}
+}
+
+// send puts m on its way, in order with all that was sent before.
+func (l *link) send(ctx context.Context, m wire.Message) error {
+	return put(ctx, l.bulk, m)
+}
+
+// sendUrgent puts m on its way, ahead of what send was given.
+func (l *link) sendUrgent(ctx context.Context, m wire.Message) error {
+	return put(ctx, l.urgent, m)
+}
+
+func put[T any](ctx context.Context, ch chan<- T, v T) error {
+	select {
+	case ch <- v:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// finish sends the last message of the conversation, and ends it.
+func (l *link) finish(ctx context.Context, m wire.Message) error {
+	l.ending.Store(true)
+	if err := l.send(ctx, m); err != nil {
+		return err
+	}
+	return errFinished
+}
+
+// run runs a session: work side by side with reading, where handle gets every
+// message, and writing. The session ends well when one of them returns
+// errFinished. Whatever ends it, the connection is closed, and nothing that
+// run started touches anything any more once it has returned.
+func (l *link) run(ctx context.Context, handle func(context.Context, wire.Message) error, work ...func(context.Context) error) error {
+	group, gctx := errgroup.WithContext(ctx)
+	readErr := make(chan error, 1)
+	go func() {
+		defer close(l.ended)
+		readErr <- l.readAll(gctx, handle)
+	}()
+	group.Go(func() error {
+		select {
+		case err := <-readErr:
+			if l.ending.Load() {
+				return nil // the peer heard the last message, and went
+			}
+			return err
+		case <-gctx.Done():
+			return nil
+		}
+	})
+	group.Go(func() error { return l.writeAll(gctx) })
+	group.Go(func() error { return l.watch(gctx) })
+	for _, w := range work {
+		group.Go(func() error { return w(gctx) })
+	}
+	// A peer that does not read any more must not hold up the end.
+	stop := context.AfterFunc(gctx, func() { time.AfterFunc(grace, func() { l.Close() }) })
+	err := group.Wait()
+	stop()
+	// How the carrier ends says nothing any more: only Done is success, and
+	// what failed is known.
+	_ = l.Close()
+	l.mu.Lock() // waits for a message that is being handled
+	l.over = true
+	l.mu.Unlock()
+	switch {
+	case errors.Is(err, errFinished):
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (l *link) readAll(ctx context.Context, handle func(context.Context, wire.Message) error) error {
+	for {
+		m, err := l.r.Read()
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = fmt.Errorf("the far side ended in the middle of the session: %w", err)
+		}
+		if err != nil {
+			return err
+		}
+		switch m := m.(type) {
+		case *wire.Error:
+			return &PeerError{m.Code, m.Text}
+		case *wire.Progress:
+			l.peer.store(m.Stats)
+		default:
+			if err := l.handle(ctx, m, handle); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (l *link) handle(ctx context.Context, m wire.Message, handle func(context.Context, wire.Message) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.over {
+		return errFinished
+	}
+	return handle(ctx, m)
+}
+
+// writeAll writes what is sent, and Progress once in a while.
+func (l *link) writeAll(ctx context.Context) error {
+	tick := time.NewTicker(min(time.Second, l.timeout/4))
+	defer tick.Stop()
+	for {
+		var m wire.Message
+		select { // the urgent ones first
+		case m = <-l.urgent:
+		default:
+			select {
+			case m = <-l.urgent:
+			case m = <-l.bulk:
+			case <-tick.C:
+				m = &wire.Progress{Stats: l.own.load()}
+			case <-ctx.Done():
+				return l.writeLast(context.Cause(ctx))
+			}
+		}
+		if err := l.writeOne(m); err != nil {
+			return l.unwritable(err)
+		}
+	}
+}
+
+func (l *link) writeOne(m wire.Message) error {
+	if err := l.w.Write(m); err != nil {
+		return err
+	}
+	if len(l.urgent)+len(l.bulk) > 0 {
+		return nil
+	}
+	return l.buf.Flush()
+}
+
+// unwritable waits for the reason why the connection cannot be written: most
+// likely the peer said something and went.
+func (l *link) unwritable(err error) error {
+	select {
+	case <-l.ended:
+	case <-time.After(grace):
+	}
+	return fmt.Errorf("writing to the far side: %w", err)
+}
+
+// writeLast ends the writing: what is left of a session that went well, the
+// reason of one that did not.
+func (l *link) writeLast(cause error) error {
+	var fromPeer *PeerError
+	switch {
+	case errors.Is(cause, errFinished):
+		for len(l.urgent)+len(l.bulk) > 0 {
+			select {
+			case m := <-l.urgent:
+				cause = l.w.Write(m)
+			case m := <-l.bulk:
+				cause = l.w.Write(m)
+			}
+			if cause != nil && !errors.Is(cause, errFinished) {
+				return cause
+			}
+		}
+		return l.buf.Flush()
+	case errors.As(cause, &fromPeer):
+		return nil // it knows
+	case errors.Is(cause, context.Canceled):
+		cause = errors.New("interrupted")
+	}
+	// The peer may be gone, which is why an error here says nothing new.
+	if l.w.Write(&wire.Error{Code: code(cause), Text: cause.Error()}) == nil {
+		_ = l.buf.Flush()
+	}
+	return nil
+}

@@ -1,0 +1,196 @@
+// Package session carries out a sync: it plays the source or the target, over
+// any pair of byte streams, as merkle/wire/PROTOCOL.md lays down.
+//
+// # How the work is divided
+//
+// Both roles scan their image region by region and talk while they scan. In
+// each, one goroutine reads the connection, one writes it, and a few work on
+// blocks in between.
+//
+//	source                                         target
+//	scan ──► events ──► coordinator ──► jobs       scan ──► regions table
+//	           ▲             │           │                      ▲ │
+//	 reader ───┘      Expand, AskPages   │ Block, Patch   reader┘ └──► Roots, Hashes
+//	                         ▼           ▼                  │
+//	                        writer ◄── workers              └──► jobs ──► workers ──► image
+//
+// The source's reader only puts messages on a list, so it never waits; what the
+// list can hold is bounded by what the source asked for. The target's reader may
+// wait for its workers, which is how a slow disk slows the source down. As the
+// source always reads, everything the target wants to say gets out, so no cycle
+// of waiting can close, however small the buffers in between.
+//
+// What a side holds of a region it drops once the region is settled, and no more
+// than [window] regions are unsettled at any time: memory does not grow with the
+// image.
+package session
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/diskrsync/diskrsync/merkle"
+	"github.com/diskrsync/diskrsync/merkle/image"
+	"github.com/diskrsync/diskrsync/merkle/wire"
+)
+
+// window is the number of regions that may be in flight: 64 GiB of an image in
+// blocks of the usual size. The hashes of that many take 18 MiB.
+const window = 2048
+
+// DefaultTimeout is how long a silent peer is waited for.
+const DefaultTimeout = 5 * time.Minute
+
+// ErrChanged says that the source was written to while it was read.
+var ErrChanged = errors.New("the source changed while it was read; sync from a snapshot, or stop what writes to it")
+
+// A PeerError is an error that the other side found and told.
+type PeerError struct {
+	Code wire.Code
+	Text string
+}
+
+func (e *PeerError) Error() string { return "the far side says: " + e.Text }
+
+// Is makes errors.Is see the same kinds of errors on both sides.
+func (e *PeerError) Is(target error) bool {
+	switch target {
+	case ErrChanged:
+		return e.Code == wire.CodeChanged
+	case image.ErrRefused:
+		return e.Code == wire.CodeRefused
+	}
+	return false
+}
+
+// code is the inverse of PeerError.Is.
+func code(err error) wire.Code {
+	switch {
+	case errors.Is(err, ErrChanged), errors.Is(err, image.ErrChanged):
+		return wire.CodeChanged
+	case errors.Is(err, image.ErrRefused):
+		return wire.CodeRefused
+	}
+	return wire.CodeFailed
+}
+
+// Options say how to play a role. The zero value is right for most.
+type Options struct {
+	// DryRun, of a source, makes a session that changes nothing.
+	DryRun bool
+
+	// Plain, of a source, saves the work of compressing what crosses no wire.
+	Plain bool
+
+	// Sequential, of a target, writes blocks one after the other in the order
+	// in which they come; a target that holds nothing gets them front to back.
+	Sequential bool
+
+	// Monitor, if set, is kept up to date while the session runs.
+	Monitor *Monitor
+}
+
+// A Result is what a session did. It is complete only if there was no error.
+type Result struct {
+	Digest         merkle.Hash
+	Size           int64
+	BlockSize      int
+	Source, Target wire.Stats
+	Sent, Received int64 // bytes on the wire, from the source to the target and back
+}
+
+// A Monitor shows a session at work. Its methods may be called at any time.
+type Monitor struct {
+	size, sent, received atomic.Int64
+	source, target       counters
+}
+
+// Snapshot returns the state of things: the size of the image, 0 while it is
+// not known, and what was done so far. What a peer did arrives once a second.
+func (m *Monitor) Snapshot() Result {
+	return Result{Size: m.size.Load(), Source: m.source.load(), Target: m.target.load(), Sent: m.sent.Load(), Received: m.received.Load()}
+}
+
+// counters are wire.Stats that many goroutines count.
+type counters struct {
+	scanned, read, hashed, changed, patched, holes, repaired, payload atomic.Int64
+}
+
+func (c *counters) load() wire.Stats {
+	return wire.Stats{
+		Scanned: c.scanned.Load(), Read: c.read.Load(), Hashed: c.hashed.Load(), Changed: c.changed.Load(),
+		Patched: c.patched.Load(), Holes: c.holes.Load(), Repaired: c.repaired.Load(), Payload: c.payload.Load(),
+	}
+}
+
+func (c *counters) store(s wire.Stats) {
+	c.scanned.Store(s.Scanned)
+	c.read.Store(s.Read)
+	c.hashed.Store(s.Hashed)
+	c.changed.Store(s.Changed)
+	c.patched.Store(s.Patched)
+	c.holes.Store(s.Holes)
+	c.repaired.Store(s.Repaired)
+	c.payload.Store(s.Payload)
+}
+
+// region counts what it took to know a region of g.
+func (c *counters) region(g merkle.Geometry, r merkle.Region) {
+	first := r.Index * merkle.RegionBlocks
+	c.scanned.Add(g.Span(first, merkle.RegionBlocks).Length)
+	c.read.Add(r.Read)
+	c.hashed.Add(r.Hashed)
+}
+
+// A Source is an image that is sent. image.Image is one.
+type Source interface {
+	merkle.Source
+	Size() int64
+	BlockSize() int // 0 if the format has no blocks of its own
+	Identity() image.Identity
+	Changed() error // whether it was written to since it was opened
+}
+
+// A Target receives an image. *image.Target is one. Reads see the content it
+// has, through the size given to Begin. Calls for distinct blocks come from
+// many goroutines at once.
+type Target interface {
+	merkle.Source
+	Format() image.Format
+	BlockSize() int // 0 if there is no image yet, or its format has no blocks
+	Held() int64    // bytes of content that exist
+	Identity() image.Identity
+	Begin(size int64, blockSize int) error
+	WriteAt(p []byte, off int64) (int, error)
+	WriteSlot(block int64, slot []byte) error
+	Punch(off, length int64) error
+	Commit() error
+}
+
+// agree returns the block size of a session: that of an spgz target, so that a
+// changed block is a slot of the file, rewritten whole; else the one the source
+// has its own blocks in; else the default.
+func agree(img Target, preferred int) (int, error) {
+	bs := preferred
+	switch {
+	case img.BlockSize() > 0:
+		bs = img.BlockSize()
+	case img.Format() == image.Spgz && !isSlot(preferred):
+		bs = defaultSlot
+	case bs == 0:
+		bs = merkle.DefaultBlockSize
+	}
+	if bs > merkle.MaxBlockSize {
+		return 0, fmt.Errorf("a block size of %d bytes is not supported (at most %d)", bs, merkle.MaxBlockSize)
+	}
+	return bs, nil
+}
+
+// defaultSlot is the block size of the spgz library: 128 KiB with the flag byte.
+const defaultSlot = 128<<10 - 1
+
+// isSlot reports whether slots of an spgz image can have n bytes of data: three
+// or more times 4 KiB with the flag byte.
+func isSlot(n int) bool { return n%(4<<10) == 4<<10-1 && n >= 3*4<<10-1 }

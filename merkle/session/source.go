@@ -1,0 +1,542 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/diskrsync/diskrsync/merkle"
+	"github.com/diskrsync/diskrsync/merkle/wire"
+)
+
+// Limits of what the source may hold for the target.
+const (
+	// maxAsked bounds the blocks whose page hashes are awaited: a gigabyte of
+	// an image, which keeps a fast link busy over half a second of latency.
+	maxAsked = 8192
+
+	// maxAsk bounds the blocks of one AskPages, and so the Pages that answer it.
+	maxAsk = 256
+
+	// askBatch is how many blocks are asked for at once, and so how many share
+	// a Patch if a page or two of each changed.
+	askBatch = 64
+
+	// expandBatch bounds the nodes of one Expand, whose children must fit into
+	// one list.
+	expandBatch = wire.MaxList / merkle.FanOut
+
+	// maxBacklog bounds the blocks that were found to differ and are not sent
+	// yet: a gigabyte. Scanning on would only push them out of the page cache
+	// before they are read again.
+	maxBacklog = 8192
+
+	// maxEvents bounds the messages that wait for the coordinator. An honest
+	// target stays far below: it sends a few for each region of the window.
+	maxEvents = 64 * window
+
+	// maxRefetch bounds the blocks that wait to be sent again. An honest target
+	// asks for one in 2^64 pages or so.
+	maxRefetch = 4096
+)
+
+// Send plays the source: it brings the peer's image up to date with img.
+func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error) {
+	if opt.Monitor == nil {
+		opt.Monitor = new(Monitor)
+	}
+	s := &source{img: img, opt: opt, mon: opt.Monitor, n: &opt.Monitor.source,
+		events: newQueue[any](), jobs: newQueue[job](), through: newMark(), dealt: newMark(),
+		regions: map[int64]*sourceRegion{}, asked: map[int64]bool{}}
+	opt.Monitor.size.Store(img.Size())
+	if err := c.interruptible(ctx, func() error { return s.greet(c) }); err != nil {
+		return s.result(c), err
+	}
+	coder, err := newCoder(s.g, img, s.accept, opt.Plain)
+	if err != nil {
+		return s.result(c), err
+	}
+	s.coder = coder
+	s.link = newLink(c, s.n, &opt.Monitor.target)
+	work := []func(context.Context) error{s.scan, s.coordinate}
+	for range workers() {
+		work = append(work, s.work)
+	}
+	err = s.link.run(ctx, s.receive, work...)
+	return s.result(c), err
+}
+
+type source struct {
+	img    Source
+	opt    Options
+	mon    *Monitor
+	n      *counters
+	g      merkle.Geometry
+	accept *wire.Accept
+	coder  *coder
+	link   *link
+
+	events  *queue[any]  // for coordinate: messages, sourceScan, sent, scanEnd
+	jobs    *queue[job]  // for the workers
+	through *mark        // the number of regions that are settled, from the first on
+	found   atomic.Int64 // blocks that were found to differ
+	dealt   *mark        // and how many of them are sent
+
+	// Known to coordinate alone.
+	regions  map[int64]*sourceRegion // in flight
+	roots    int64                   // how many the target has told
+	scanned  int64                   // how many are known here
+	expand   [merkle.RegionLevel + 1][]int64
+	ask      []int64
+	asked    map[int64]bool // blocks whose page hashes are awaited
+	holes    []int64
+	refetch  int          // blocks that wait to be sent again
+	digest   *merkle.Hash // once all is scanned
+	finished bool         // Finish is sent
+}
+
+// A sourceRegion is what the source knows of a region in flight.
+type sourceRegion struct {
+	leaves  []merkle.Hash // the source's own
+	scanned bool
+	root    merkle.Hash // the target's
+	rooted  bool
+	todo    int           // nodes and blocks that are not dealt with yet
+	awaited map[int64]int // nodes that were expanded, by level<<60 | index
+}
+
+// Events, besides messages.
+type (
+	sourceScan struct{ merkle.Region } // a region was scanned; its target is to be compared
+	streamed   struct{ index int64 }   // a region was scanned and sent
+	sent       struct{ blocks []int64 }
+	scanEnd    struct{ digest merkle.Hash }
+)
+
+func (s *source) greet(c *Conn) error {
+	hello := &wire.Hello{Size: s.img.Size(), BlockSize: s.img.BlockSize(), DryRun: s.opt.DryRun, Identity: s.img.Identity()}
+	if err := c.write(hello); err != nil {
+		return err
+	}
+	for {
+		m, err := c.read()
+		if err != nil {
+			return err
+		}
+		switch m := m.(type) {
+		case *wire.Progress:
+		case *wire.Accept:
+			if s.g, err = merkle.NewGeometry(s.img.Size(), m.BlockSize); err != nil {
+				return fmt.Errorf("the target answered: %w", err)
+			}
+			s.accept = m
+			return nil
+		default:
+			return fmt.Errorf("the target answered with a %T", m)
+		}
+	}
+}
+
+func (s *source) result(c *Conn) Result {
+	r := s.mon.Snapshot()
+	if s.digest != nil {
+		r.Digest = *s.digest
+	}
+	r.BlockSize = s.g.BlockSize()
+	r.Sent, r.Received = c.sent.Load(), c.received.Load()
+	return r
+}
+
+// receive only puts the message on the list: reading must not wait.
+func (s *source) receive(_ context.Context, m wire.Message) error {
+	if s.events.len() > maxEvents {
+		return errors.New("the target sends more than it was asked for")
+	}
+	if _, last := m.(*wire.Done); last {
+		s.link.ending.Store(true)
+	}
+	s.events.push(m)
+	return nil
+}
+
+// held returns the number of regions that the target has any content of.
+func (s *source) held() int64 {
+	bytes := min(s.accept.Held, s.g.Size())
+	region := int64(s.g.BlockSize()) * merkle.RegionBlocks
+	return (bytes + region - 1) / region
+}
+
+// scan reads the image once. Regions that the target has are compared; what lies
+// behind them is sent as it is read.
+func (s *source) scan(ctx context.Context) error {
+	var acc merkle.Accumulator
+	held := s.held()
+	emit := func(r merkle.Region) error {
+		if err := s.through.reach(ctx, r.Index-window+1); err != nil {
+			return err
+		}
+		if err := s.dealt.reach(ctx, s.found.Load()-maxBacklog); err != nil {
+			return err
+		}
+		s.n.region(s.g, r)
+		acc.Add(r.Root())
+		if r.Index < held {
+			s.events.push(sourceScan{r})
+		} else {
+			s.events.push(streamed{r.Index})
+		}
+		return nil
+	}
+	edge := held * merkle.RegionBlocks
+	if held > 0 {
+		compared := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{End: edge}}
+		if err := merkle.Build(ctx, s.g, s.img, compared, emit); err != nil {
+			return fmt.Errorf("reading the source: %w", err)
+		}
+	}
+	stream := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{First: edge, Each: s.coder.encodeRun}}
+	stream.Run = func(run *merkle.Run) error { return s.stream(ctx, run) }
+	if err := merkle.Build(ctx, s.g, s.img, stream, emit); err != nil {
+		return fmt.Errorf("reading the source: %w", err)
+	}
+	if err := s.img.Changed(); err != nil {
+		return fmt.Errorf("%w (%w)", ErrChanged, err)
+	}
+	s.events.push(scanEnd{s.g.Digest(acc.Root())})
+	return nil
+}
+
+// stream sends the blocks of a run whose place is empty at the target.
+func (s *source) stream(ctx context.Context, run *merkle.Run) error {
+	blocks, _ := run.Value.([]*wire.Block)
+	if len(blocks) == 0 {
+		return nil
+	}
+	// The target takes no block of a region too far ahead.
+	if err := s.through.reach(ctx, run.First/merkle.RegionBlocks-window+1); err != nil {
+		return err
+	}
+	for _, b := range blocks {
+		if err := s.sendBlock(ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *source) sendBlock(ctx context.Context, b *wire.Block) error {
+	s.n.changed.Add(1)
+	s.n.payload.Add(int64(len(b.Data)))
+	if s.opt.DryRun {
+		return nil
+	}
+	return s.link.send(ctx, b)
+}
+
+// coordinate decides what to ask and what to send. All it knows of the regions
+// in flight is its own, so it needs no lock.
+func (s *source) coordinate(ctx context.Context) error {
+	for {
+		event, more, err := s.events.pop(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.handle(ctx, event); err != nil {
+			return err
+		}
+		// What came up meanwhile goes out once there is nothing else to do, so
+		// that it goes out together.
+		if err := s.flush(ctx, !more); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *source) handle(ctx context.Context, event any) error {
+	switch e := event.(type) {
+	case sourceScan:
+		r := s.region(e.Index)
+		r.leaves, r.scanned = e.Leaves, true
+		s.scanned = e.Index + 1
+		s.compare(e.Index, r)
+	case streamed:
+		s.scanned = e.index + 1
+		s.region(e.index).scanned = true
+		s.region(e.index).rooted = true
+	case sent:
+		for _, b := range e.blocks {
+			s.regions[b/merkle.RegionBlocks].todo--
+		}
+		s.dealt.set(s.dealt.get() + int64(len(e.blocks)))
+	case resent:
+		s.refetch--
+	case scanEnd:
+		s.digest = &e.digest
+	case *wire.Roots:
+		return s.takeRoots(e)
+	case *wire.Hashes:
+		return s.takeHashes(e)
+	case *wire.Pages:
+		return s.takePages(e)
+	case *wire.Refetch:
+		return s.takeRefetch(e)
+	case *wire.Done:
+		return s.takeDone(e)
+	default:
+		return fmt.Errorf("the target sent a %T out of turn", e)
+	}
+	return nil
+}
+
+func (s *source) region(i int64) *sourceRegion {
+	r := s.regions[i]
+	if r == nil {
+		r = new(sourceRegion)
+		s.regions[i] = r
+	}
+	return r
+}
+
+func (s *source) takeRoots(m *wire.Roots) error {
+	end := m.First + int64(len(m.Hashes))
+	if m.First != s.roots || end > s.held() || end > s.through.get()+window {
+		return fmt.Errorf("the target sent roots of regions %d to %d where %d was due", m.First, end, s.roots)
+	}
+	for i, root := range m.Hashes {
+		index := m.First + int64(i)
+		r := s.region(index)
+		r.root, r.rooted = root, true
+		s.compare(index, r)
+	}
+	s.roots = end
+	return nil
+}
+
+// compare is called when either side of a region has become known.
+func (s *source) compare(index int64, r *sourceRegion) {
+	if !r.scanned || !r.rooted || merkle.RegionRoot(r.leaves) == r.root {
+		return
+	}
+	if r.root.IsZero() {
+		s.compareLeaves(r, index*merkle.RegionBlocks, r.leaves, nil)
+		return
+	}
+	s.expandNode(r, merkle.RegionLevel, index)
+}
+
+func (s *source) expandNode(r *sourceRegion, level int, node int64) {
+	if r.awaited == nil {
+		r.awaited = map[int64]int{}
+	}
+	r.awaited[node] = level
+	r.todo++
+	s.expand[level] = append(s.expand[level], node)
+}
+
+func (s *source) takeHashes(m *wire.Hashes) error {
+	rest := m.Hashes
+	for _, node := range m.Nodes {
+		index := node
+		if m.Level == 1 {
+			index = node / merkle.FanOut
+		}
+		r := s.regions[index]
+		n := s.g.Children(m.Level, node)
+		if r == nil || r.awaited[node] != m.Level || n > len(rest) {
+			return fmt.Errorf("the target sent hashes of node %d of level %d that were not asked for", node, m.Level)
+		}
+		delete(r.awaited, node)
+		r.todo--
+		theirs := rest[:n]
+		rest = rest[n:]
+		first := node * merkle.FanOut
+		if m.Level == 1 {
+			within := first - index*merkle.RegionBlocks
+			s.compareLeaves(r, first, part(r.leaves, within, n), theirs)
+			continue
+		}
+		for _, i := range merkle.Diff(parents(r.leaves, n), theirs) {
+			child := first + int64(i)
+			if theirs[i].IsZero() { // then so are all leaves below
+				leaves := part(r.leaves, int64(i*merkle.FanOut), s.g.Children(1, child))
+				s.compareLeaves(r, child*merkle.FanOut, leaves, nil)
+			} else {
+				s.expandNode(r, 1, child)
+			}
+		}
+	}
+	if len(rest) > 0 {
+		return fmt.Errorf("the target sent %d hashes too many", len(rest))
+	}
+	return nil
+}
+
+// part returns n of leaves, which may be nil for zeros.
+func part(leaves []merkle.Hash, from int64, n int) []merkle.Hash {
+	if leaves == nil {
+		return nil
+	}
+	return leaves[from:][:n]
+}
+
+// parents is merkle.Parents for n parents, even if all are zero.
+func parents(leaves []merkle.Hash, n int) []merkle.Hash {
+	if leaves == nil {
+		return make([]merkle.Hash, n)
+	}
+	return merkle.Parents(leaves)
+}
+
+// compareLeaves finds out what to do about the blocks from first on.
+func (s *source) compareLeaves(r *sourceRegion, first int64, own, theirs []merkle.Hash) {
+	var whole []plan
+	for _, i := range merkle.Diff(own, theirs) {
+		block, leaf, old := first+int64(i), merkle.At(own, i), merkle.At(theirs, i)
+		r.todo++
+		s.found.Add(1)
+		switch {
+		case leaf.IsZero():
+			s.holes = append(s.holes, block)
+		case old.IsZero() || old == merkle.Unknown:
+			whole = append(whole, plan{block, leaf})
+		default:
+			s.ask = append(s.ask, block)
+		}
+	}
+	for batch := range slices.Chunk(whole, merkle.FanOut) {
+		s.jobs.push(job{plans: batch})
+	}
+}
+
+func (s *source) takePages(m *wire.Pages) error {
+	j := job{pages: m.Hashes, plans: make([]plan, 0, len(m.Blocks))}
+	n := 0
+	for _, block := range m.Blocks {
+		if !s.asked[block] {
+			return fmt.Errorf("the target sent page hashes of block %d that were not asked for", block)
+		}
+		delete(s.asked, block)
+		r := s.regions[block/merkle.RegionBlocks]
+		j.plans = append(j.plans, plan{block, r.leaves[block%merkle.RegionBlocks]})
+		n += s.g.Pages(block)
+	}
+	if n != len(m.Hashes) || n == 0 {
+		return fmt.Errorf("the target sent %d page hashes where %d were asked for", len(m.Hashes), n)
+	}
+	s.jobs.push(j)
+	return nil
+}
+
+func (s *source) takeRefetch(m *wire.Refetch) error {
+	if m.Index >= s.g.Blocks() {
+		return fmt.Errorf("the target asks for block %d of %d", m.Index, s.g.Blocks())
+	}
+	if s.refetch++; s.refetch > maxRefetch {
+		return fmt.Errorf("the target asks for more than %d blocks again", maxRefetch)
+	}
+	s.jobs.push(job{plans: []plan{{m.Index, m.Leaf}}, again: true})
+	return nil
+}
+
+func (s *source) takeDone(m *wire.Done) error {
+	if !s.finished {
+		return errors.New("the target says it is done before the source is")
+	}
+	if m.Digest != *s.digest && !s.opt.DryRun {
+		return fmt.Errorf("the target has digest %v where the source has %v", m.Digest, *s.digest)
+	}
+	s.mon.target.store(m.Stats)
+	return errFinished
+}
+
+// flush sends what coordinate has collected: what fills a message, or
+// everything.
+func (s *source) flush(ctx context.Context, everything bool) error {
+	for level := merkle.RegionLevel; level > 0; level-- {
+		err := batches(&s.expand[level], expandBatch, everything, func(nodes []int64) error {
+			return s.link.sendUrgent(ctx, &wire.Expand{Level: level, Nodes: nodes})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.flushAsk(ctx, everything); err != nil {
+		return err
+	}
+	err := batches(&s.holes, wire.MaxList, everything, func(blocks []int64) error {
+		s.n.holes.Add(int64(len(blocks)))
+		s.events.push(sent{blocks})
+		if s.opt.DryRun {
+			return nil
+		}
+		return s.link.send(ctx, &wire.Holes{Blocks: blocks})
+	})
+	if err != nil || !everything {
+		return err
+	}
+	return s.advance(ctx)
+}
+
+func (s *source) flushAsk(ctx context.Context, everything bool) error {
+	if room := maxAsked - len(s.asked); len(s.ask) > room {
+		// The rest waits for answers; it is asked for in order.
+		slices.Sort(s.ask)
+		rest := s.ask[room:]
+		s.ask = s.ask[:room:room]
+		defer func() { s.ask = append(s.ask, rest...) }()
+	}
+	return batches(&s.ask, askBatch, everything, func(blocks []int64) error {
+		for _, b := range blocks {
+			s.asked[b] = true
+		}
+		return s.link.sendUrgent(ctx, &wire.AskPages{Blocks: blocks})
+	})
+}
+
+// batches empties list in messages of up to size indexes in growing order. What
+// does not fill a message stays unless everything is to go.
+func batches(list *[]int64, size int, everything bool, send func([]int64) error) error {
+	if len(*list) == 0 || len(*list) < size && !everything {
+		return nil
+	}
+	all := *list
+	*list = nil
+	slices.Sort(all)
+	for len(all) > 0 && (len(all) >= size || everything) {
+		n := min(size, len(all))
+		if err := send(all[:n:n]); err != nil {
+			return err
+		}
+		all = all[n:]
+	}
+	*list = all
+	return nil
+}
+
+// advance drops the regions that are settled, and says so; after the last one
+// it ends the session.
+func (s *source) advance(ctx context.Context) error {
+	through := s.through.get()
+	next := through
+	for next < s.scanned {
+		r := s.regions[next]
+		if !r.rooted || !r.scanned || r.todo > 0 {
+			break
+		}
+		delete(s.regions, next)
+		next++
+	}
+	if next > through {
+		if err := s.link.send(ctx, &wire.Advance{Through: next}); err != nil {
+			return err
+		}
+		s.through.set(next)
+	}
+	if s.digest == nil || next < s.g.Regions() || s.finished {
+		return nil
+	}
+	s.finished = true
+	return s.link.send(ctx, &wire.Finish{Digest: *s.digest, Stats: s.n.load()})
+}

@@ -1,0 +1,469 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/diskrsync/diskrsync/merkle"
+	"github.com/diskrsync/diskrsync/merkle/image"
+	"github.com/diskrsync/diskrsync/merkle/wire"
+)
+
+// rootsBatch bounds the roots of one message.
+const rootsBatch = 1024
+
+// Receive plays the target: it makes img equal to what the peer sends. When it
+// returns nil, and only then, img has been committed.
+func Receive(ctx context.Context, c *Conn, img Target, opt Options) (Result, error) {
+	if opt.Monitor == nil {
+		opt.Monitor = new(Monitor)
+	}
+	t := &target{img: img, mon: opt.Monitor, n: &opt.Monitor.target,
+		regions: map[int64]*targetRegion{}, through: newMark(), applied: newMark(),
+		jobs: make(chan func(*applier) error), finish: make(chan *wire.Finish, 1)}
+	if err := c.interruptible(ctx, func() error { return t.greet(c) }); err != nil {
+		return t.result(c), err
+	}
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers()),
+		zstd.WithDecoderMaxMemory(wire.MaxPayload), zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return t.result(c), fmt.Errorf("setting up decompression: %w", err)
+	}
+	defer dec.Close()
+	t.dec = dec
+	t.link = newLink(c, t.n, &opt.Monitor.source)
+	n := workers()
+	if opt.Sequential {
+		n = 1
+	}
+	work := []func(context.Context) error{t.scan, t.end}
+	for range n {
+		work = append(work, t.apply)
+	}
+	err = t.link.run(ctx, t.receive, work...)
+	return t.result(c), err
+}
+
+type target struct {
+	img    Target
+	mon    *Monitor
+	n      *counters
+	g      merkle.Geometry
+	held   int64 // regions of which the image has any content
+	hello  *wire.Hello
+	accept *wire.Accept
+	dec    *zstd.Decoder
+	link   *link
+
+	through *mark // regions below are settled by the source
+	applied *mark // regions below are settled, written, and folded into acc
+	jobs    chan func(*applier) error
+	finish  chan *wire.Finish
+
+	mu      sync.Mutex
+	regions map[int64]*targetRegion
+	scanned int64 // the roots of the regions below have been sent
+	acc     merkle.Accumulator
+	digest  merkle.Hash // once all is applied
+}
+
+// A targetRegion is what the target knows of a region in flight. A region of
+// zeros that nothing was sent for has none.
+type targetRegion struct {
+	leaves  []merkle.Hash // nil for zeros
+	taken   blockSet      // blocks that were sent
+	again   blockSet      // blocks that were asked for again
+	pending int           // blocks taken and not yet written
+	root    merkle.Hash   // once settled and written, when leaves is dropped
+	closed  bool          // root is set
+}
+
+// A blockSet is a set of the blocks of a region.
+type blockSet [merkle.RegionBlocks / 64]uint64
+
+func (b *blockSet) has(block int64) bool {
+	i := block % merkle.RegionBlocks
+	return b[i/64]>>(i%64)&1 == 1
+}
+
+func (b *blockSet) set(block int64, to bool) {
+	i := block % merkle.RegionBlocks
+	b[i/64] &^= 1 << (i % 64)
+	if to {
+		b[i/64] |= 1 << (i % 64)
+	}
+}
+
+func (t *target) greet(c *Conn) error {
+	hello, err := t.awaitHello(c)
+	if err != nil {
+		return err
+	}
+	t.hello = hello
+	if id := t.img.Identity(); id == image.Identity(hello.Identity) && id != (image.Identity{}) {
+		return c.fail(fmt.Errorf("%w: source and target are the same", image.ErrRefused))
+	}
+	bs, err := agree(t.img, hello.BlockSize)
+	if err != nil {
+		return c.fail(err)
+	}
+	if t.g, err = merkle.NewGeometry(hello.Size, bs); err != nil {
+		return c.fail(err)
+	}
+	if err := t.img.Begin(hello.Size, bs); err != nil {
+		return c.fail(err)
+	}
+	t.mon.size.Store(hello.Size)
+	t.accept = &wire.Accept{BlockSize: bs, Held: t.img.Held(), Slots: t.img.Format() == image.Spgz}
+	rand.Read(t.accept.Key[:]) // never fails
+	region := int64(bs) * merkle.RegionBlocks
+	t.held = (min(t.accept.Held, hello.Size) + region - 1) / region
+	return c.write(t.accept)
+}
+
+func (t *target) awaitHello(c *Conn) (*wire.Hello, error) {
+	for {
+		m, err := c.read()
+		if err != nil {
+			return nil, err
+		}
+		switch m := m.(type) {
+		case *wire.Progress:
+		case *wire.Hello:
+			return m, nil
+		default:
+			return nil, fmt.Errorf("the source began with a %T", m)
+		}
+	}
+}
+
+func (t *target) result(c *Conn) Result {
+	r := t.mon.Snapshot()
+	r.Digest, r.BlockSize = t.digest, t.g.BlockSize()
+	r.Sent, r.Received = c.received.Load(), c.sent.Load()
+	return r
+}
+
+// scan tells the source what the target has.
+func (t *target) scan(ctx context.Context) error {
+	if t.held == 0 {
+		return nil
+	}
+	batch := &wire.Roots{}
+	flush := func() error {
+		if len(batch.Hashes) == 0 {
+			return nil
+		}
+		// From now on the source may ask for them.
+		t.mu.Lock()
+		t.scanned = batch.First + int64(len(batch.Hashes))
+		t.mu.Unlock()
+		m := batch
+		batch = &wire.Roots{First: t.scanned}
+		return t.link.send(ctx, m)
+	}
+	opt := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{End: t.held * merkle.RegionBlocks, Unreadable: unreadable}}
+	err := merkle.Build(ctx, t.g, t.img, opt, func(r merkle.Region) error {
+		if limit := r.Index - window + 1; t.through.get() < limit {
+			if err := flush(); err != nil {
+				return err
+			}
+			if err := t.through.reach(ctx, limit); err != nil {
+				return err
+			}
+		}
+		t.n.region(t.g, r)
+		if r.Leaves != nil {
+			t.mu.Lock()
+			t.regions[r.Index] = &targetRegion{leaves: r.Leaves}
+			t.mu.Unlock()
+		}
+		batch.Hashes = append(batch.Hashes, r.Root())
+		if r.Leaves == nil && len(batch.Hashes) < rootsBatch {
+			return nil
+		}
+		return flush()
+	})
+	if err != nil {
+		return fmt.Errorf("reading the target: %w", err)
+	}
+	return flush()
+}
+
+// unreadable lets a scan of the target pass over blocks that are corrupt: they
+// are about to be rewritten.
+func unreadable(_ int64, err error) error {
+	var corrupt *image.CorruptError
+	if errors.As(err, &corrupt) {
+		return nil
+	}
+	return err
+}
+
+// receive handles what the source sends. It may wait for the workers.
+func (t *target) receive(ctx context.Context, m wire.Message) error {
+	switch m := m.(type) {
+	case *wire.Expand:
+		return t.answer(ctx, m)
+	case *wire.AskPages:
+		return t.answerPages(ctx, m)
+	case *wire.Holes:
+		return t.takeHoles(ctx, m)
+	case *wire.Block:
+		return t.takeBlock(ctx, m)
+	case *wire.Patch:
+		return t.takePatch(ctx, m)
+	case *wire.Advance:
+		return t.advance(m.Through)
+	case *wire.Finish:
+		return t.takeFinish(m)
+	}
+	return fmt.Errorf("the source sent a %T out of turn", m)
+}
+
+// leaves returns the leaves of a region that is in flight; nil for zeros.
+func (t *target) leaves(index int64) ([]merkle.Hash, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if index < t.through.get() || index >= t.scanned {
+		return nil, fmt.Errorf("the source asks about region %d, which is not in flight", index)
+	}
+	if r := t.regions[index]; r != nil && r.leaves != nil {
+		// A copy, as blocks may be written meanwhile.
+		return append([]merkle.Hash(nil), r.leaves...), nil
+	}
+	return make([]merkle.Hash, t.g.RegionLen(index)), nil
+}
+
+func (t *target) answer(ctx context.Context, m *wire.Expand) error {
+	answer := &wire.Hashes{Level: m.Level, Nodes: m.Nodes}
+	if len(m.Nodes) > expandBatch {
+		return fmt.Errorf("the source asks for the children of %d nodes at once", len(m.Nodes))
+	}
+	for _, node := range m.Nodes {
+		index := node
+		if m.Level == 1 {
+			index = node / merkle.FanOut
+		}
+		if t.g.Children(m.Level, node) == 0 {
+			return fmt.Errorf("the source asks for node %d of level %d, which does not exist", node, m.Level)
+		}
+		leaves, err := t.leaves(index)
+		if err != nil {
+			return err
+		}
+		if m.Level == 1 {
+			first := node*merkle.FanOut - index*merkle.RegionBlocks
+			leaves = leaves[first:][:t.g.Children(1, node)]
+		} else {
+			leaves = merkle.Parents(leaves)
+		}
+		answer.Hashes = append(answer.Hashes, leaves...)
+	}
+	return t.link.send(ctx, answer)
+}
+
+func (t *target) answerPages(ctx context.Context, m *wire.AskPages) error {
+	if len(m.Blocks) > maxAsk {
+		return fmt.Errorf("the source asks for the pages of %d blocks at once", len(m.Blocks))
+	}
+	for _, b := range m.Blocks {
+		if b >= t.g.Blocks() {
+			return fmt.Errorf("the source asks for the pages of block %d of %d", b, t.g.Blocks())
+		}
+	}
+	return t.do(ctx, func(a *applier) error { return a.answerPages(ctx, m.Blocks) })
+}
+
+// do hands work to a worker. It waits for one to be free.
+func (t *target) do(ctx context.Context, job func(*applier) error) error {
+	return put(ctx, t.jobs, job)
+}
+
+// take checks that a block may be sent now, and marks it taken.
+func (t *target) take(block int64) error {
+	if block >= t.g.Blocks() {
+		return fmt.Errorf("the source sent block %d of %d", block, t.g.Blocks())
+	}
+	index := block / merkle.RegionBlocks
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.regions[index]
+	if r != nil && r.again.has(block) {
+		r.again.set(block, false)
+		return nil // it is still pending
+	}
+	through := t.through.get()
+	known := index < t.scanned || index >= t.held
+	if index < through || index >= through+window || !known {
+		return fmt.Errorf("the source sent block %d of region %d, which is not in flight", block, index)
+	}
+	if r == nil {
+		r = new(targetRegion)
+		t.regions[index] = r
+	}
+	if r.taken.has(block) {
+		return fmt.Errorf("the source sent block %d twice", block)
+	}
+	r.taken.set(block, true)
+	r.pending++
+	return nil
+}
+
+func (t *target) takeHoles(ctx context.Context, m *wire.Holes) error {
+	for _, b := range m.Blocks {
+		if err := t.take(b); err != nil {
+			return err
+		}
+	}
+	return t.do(ctx, func(a *applier) error { return a.punch(m.Blocks) })
+}
+
+func (t *target) takeBlock(ctx context.Context, m *wire.Block) error {
+	if err := t.take(m.Index); err != nil {
+		return err
+	}
+	return t.do(ctx, func(a *applier) error { return a.block(m) })
+}
+
+func (t *target) takePatch(ctx context.Context, m *wire.Patch) error {
+	for _, b := range m.Blocks {
+		if err := t.take(b.Index); err != nil {
+			return err
+		}
+		pages, set := t.g.Pages(b.Index), 0
+		for i, bits8 := range b.Pages {
+			set += bits.OnesCount8(bits8)
+			if i*8+bits.Len8(bits8) > pages {
+				set = 0 // a page that does not exist
+				break
+			}
+		}
+		if len(b.Pages) != (pages+7)/8 || set == 0 {
+			return fmt.Errorf("the source sent a patch of block %d with a bitmap that does not fit", b.Index)
+		}
+	}
+	return t.do(ctx, func(a *applier) error { return a.patch(ctx, m) })
+}
+
+func (t *target) advance(through int64) error {
+	known := t.g.Regions()
+	t.mu.Lock()
+	if t.scanned < t.held {
+		known = t.scanned
+	}
+	t.mu.Unlock()
+	last := t.through.get()
+	if through <= last || through > known {
+		return fmt.Errorf("the source advanced from region %d to %d of %d", last, through, known)
+	}
+	t.through.set(through)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := last; i < through; i++ {
+		t.close(i)
+	}
+	t.fold()
+	return nil
+}
+
+// close drops the leaves of a region once nothing more can change them. It is
+// called with the lock held.
+func (t *target) close(index int64) {
+	if r := t.regions[index]; r != nil && !r.closed && r.pending == 0 && index < t.through.get() {
+		r.root, r.leaves, r.closed = merkle.RegionRoot(r.leaves), nil, true
+	}
+}
+
+// fold adds the roots of regions that are closed to the root of the image. It
+// is called with the lock held.
+func (t *target) fold() {
+	through := t.through.get()
+	next := t.applied.get()
+	for ; next < through; next++ {
+		r := t.regions[next]
+		switch {
+		case r == nil:
+			t.acc.Add(merkle.Hash{})
+		case r.closed:
+			t.acc.Add(r.root)
+			delete(t.regions, next)
+		default:
+			t.applied.set(next)
+			return
+		}
+	}
+	t.applied.set(next)
+}
+
+// written records what a block has become.
+func (t *target) written(block int64, leaf merkle.Hash) {
+	index := block / merkle.RegionBlocks
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.regions[index]
+	if r.leaves == nil && !leaf.IsZero() {
+		r.leaves = make([]merkle.Hash, t.g.RegionLen(index))
+	}
+	if r.leaves != nil {
+		if r.leaves[block%merkle.RegionBlocks] == merkle.Unknown {
+			t.n.repaired.Add(1)
+		}
+		r.leaves[block%merkle.RegionBlocks] = leaf
+	}
+	r.pending--
+	if r.pending == 0 {
+		t.close(index)
+		t.fold()
+	}
+}
+
+func (t *target) takeFinish(m *wire.Finish) error {
+	if t.through.get() != t.g.Regions() {
+		return fmt.Errorf("the source finished after %d of %d regions", t.through.get(), t.g.Regions())
+	}
+	select {
+	case t.finish <- m:
+		return nil
+	default:
+		return errors.New("the source finished twice")
+	}
+}
+
+// end waits for the end of the source and of all writing, then compares, and
+// only then commits.
+func (t *target) end(ctx context.Context) error {
+	var finish *wire.Finish
+	select {
+	case finish = <-t.finish:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	t.mon.source.store(finish.Stats)
+	t.digest = finish.Digest
+	if !t.hello.DryRun {
+		if err := t.commit(ctx, finish.Digest); err != nil {
+			return err
+		}
+	}
+	return t.link.finish(ctx, &wire.Done{Digest: t.digest, Stats: t.n.load()})
+}
+
+func (t *target) commit(ctx context.Context, want merkle.Hash) error {
+	if err := t.applied.reach(ctx, t.g.Regions()); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.digest = t.g.Digest(t.acc.Root())
+	t.mu.Unlock()
+	if t.digest != want {
+		return fmt.Errorf("the target has digest %v where the source has %v: nothing is committed", t.digest, want)
+	}
+	return t.img.Commit()
+}
