@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -59,13 +58,15 @@ func NewConn(ctx context.Context, carrier Carrier, timeout time.Duration) (*Conn
 		}
 		return werr
 	})
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = fmt.Errorf("the far side ended before it said anything: %w", io.ErrUnexpectedEOF)
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		return c, nil
+	case ctx.Err() != nil:
 		return nil, err
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, lost("the far side ended before it said anything: %w", io.ErrUnexpectedEOF)
 	}
-	return c, nil
+	return nil, lost("%w", err)
 }
 
 // Close ends the conversation.
@@ -104,7 +105,7 @@ func (c *Conn) watch(ctx context.Context) error {
 		case now := <-tick.C:
 			since := c.waiting.Load()
 			if since != 0 && now.Sub(time.Unix(0, since)) > c.timeout {
-				return fmt.Errorf("nothing heard from the far side for %v", c.timeout)
+				return lost("nothing heard from the far side for %v", c.timeout)
 			}
 		}
 	}
@@ -147,6 +148,9 @@ func (c *Conn) write(m wire.Message) error {
 // *PeerError.
 func (c *Conn) read() (wire.Message, error) {
 	m, err := c.r.Read()
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, lost("the far side ended without an answer: %w", err)
+	}
 	if e, ok := m.(*wire.Error); ok {
 		return nil, &PeerError{e.Code, e.Text}
 	}
@@ -263,7 +267,7 @@ func (l *link) readAll(ctx context.Context, handle func(context.Context, wire.Me
 	for {
 		m, err := l.r.Read()
 		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = fmt.Errorf("the far side ended in the middle of the session: %w", err)
+			err = lost("the far side ended in the middle of the session: %w", err)
 		}
 		if err != nil {
 			return err
@@ -331,7 +335,7 @@ func (l *link) unwritable(err error) error {
 	case <-l.ended:
 	case <-time.After(grace):
 	}
-	return fmt.Errorf("writing to the far side: %w", err)
+	return lost("writing to the far side: %w", err)
 }
 
 // writeLast ends the writing: what is left of a session that went well, the

@@ -55,19 +55,19 @@ func (r *relay) pass(from, to *Conn, who string, watch func(wire.Message) error)
 	for {
 		m, err := from.r.Read()
 		if err != nil {
-			err = fmt.Errorf("the %s ended in the middle of the session: %w", who, err)
+			err = lost("the %s ended in the middle of the session: %w", who, err)
 			// The other side gets the reason; if it is gone as well, so be it.
 			_ = to.write(&wire.Error{Code: wire.CodeFailed, Text: err.Error()})
 			return err
 		}
 		if err := to.w.Write(m); err != nil {
-			return fmt.Errorf("passing on what the %s says: %w", who, err)
+			return lost("passing on what the %s says: %w", who, err)
 		}
 		// What is small is likely awaited; the rest goes out when it fills
 		// the buffer.
 		if from.idle() {
 			if err := to.buf.Flush(); err != nil {
-				return fmt.Errorf("passing on what the %s says: %w", who, err)
+				return lost("passing on what the %s says: %w", who, err)
 			}
 		}
 		if e, ok := m.(*wire.Error); ok {

@@ -65,6 +65,18 @@ func (e *PeerError) Is(target error) bool {
 	return false
 }
 
+// A LostError says that the conversation ended without a reason that either side
+// gave: the connection broke, the far side died or fell silent, or what was at
+// the far side is no agent. Whoever made the connection may know more.
+type LostError struct{ Err error }
+
+func (e *LostError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what happened.
+func (e *LostError) Unwrap() error { return e.Err }
+
+func lost(format string, args ...any) error { return &LostError{fmt.Errorf(format, args...)} }
+
 // code is the inverse of PeerError.Is.
 func code(err error) wire.Code {
 	switch {

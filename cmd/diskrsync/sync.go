@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/diskrsync/diskrsync/merkle/image"
+	"github.com/diskrsync/diskrsync/merkle/session"
+	"github.com/diskrsync/diskrsync/merkle/transport"
+	"github.com/diskrsync/diskrsync/merkle/wire"
+)
+
+// syncRun is the main job.
+type syncRun struct {
+	*app
+	noCompress, dryRun, checksum bool
+	format                       string
+	progress                     bool
+	progressGiven                bool
+
+	source, target transport.Location
+	choice         image.Choice
+	mon            session.Monitor
+}
+
+func (s *syncRun) flags(f *pflag.FlagSet) {
+	f.BoolVar(&s.noCompress, "no-compress", false, "make a new image at the target raw rather than spgz")
+	f.BoolVar(&s.dryRun, "dry-run", false, "find out what would be sent, and change nothing")
+	f.BoolVar(&s.checksum, "checksum", false, "read and hash both sides, whatever was stored about them")
+	f.StringVar(&s.format, "source-format", string(image.Auto), "the source file is `auto`, raw, or spgz")
+	f.BoolVar(&s.progress, "progress", false, "show progress (default: if standard error is a terminal)")
+	f.BoolVar(&s.json, "json", false, "write one JSON object a line to standard output")
+}
+
+func (s *syncRun) run(cmd *cobra.Command, args []string) error {
+	s.progressGiven = cmd.Flags().Changed("progress")
+	if err := s.parse(args); err != nil {
+		return err
+	}
+	show, err := s.newDisplay()
+	if err != nil {
+		return err
+	}
+	started := time.Now()
+	result, err := s.sync(cmd.Context())
+	if err := errors.Join(err, show.stop()); err != nil {
+		return err
+	}
+	return s.summary(result, time.Since(started))
+}
+
+func (s *syncRun) parse(args []string) (err error) {
+	if s.choice, err = image.ParseChoice(s.format); err != nil {
+		return usageError{err}
+	}
+	if s.source, err = location(args[0]); err != nil {
+		return err
+	}
+	if s.target, err = location(args[1]); err != nil {
+		return err
+	}
+	s.target, err = inFolder(s.target, s.source)
+	return err
+}
+
+func (s *syncRun) sync(ctx context.Context) (session.Result, error) {
+	switch {
+	case s.source.Remote && s.target.Remote:
+		return s.between(ctx)
+	case s.target.Remote:
+		return s.push(ctx)
+	case s.source.Remote:
+		return s.pull(ctx)
+	}
+	return s.here(ctx)
+}
+
+func (s *syncRun) options() session.Options {
+	return session.Options{DryRun: s.dryRun, Monitor: &s.mon}
+}
+
+func (s *syncRun) openSource() (image.Image, error) {
+	place, err := image.Locate(s.source.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer place.Close()
+	img, err := image.Open(place, s.choice)
+	if err == nil {
+		s.note(img.Note())
+	}
+	return img, err
+}
+
+// withTarget calls do with the local target, which it closes.
+func (s *syncRun) withTarget(do func(*image.Target) error) error {
+	place, err := image.Locate(s.target.Path)
+	if err != nil {
+		return err
+	}
+	defer place.Close()
+	img, err := image.OpenTarget(place, image.TargetOptions{Raw: s.noCompress, DryRun: s.dryRun})
+	if err != nil {
+		return err
+	}
+	s.note(img.Note())
+	return errors.Join(do(img), img.Close())
+}
+
+func (s *syncRun) openRemote(ctx context.Context, verb wire.Verb) (*remote, error) {
+	where := s.source
+	if verb == wire.VerbTarget {
+		where = s.target
+	}
+	r, err := s.open(ctx, where, wire.Request{Verb: verb, Format: string(s.choice), Raw: s.noCompress, DryRun: s.dryRun, Checksum: s.checksum})
+	if err == nil {
+		s.note(r.note)
+	}
+	return r, err
+}
+
+// push sends an image of this machine to another.
+func (s *syncRun) push(ctx context.Context) (session.Result, error) {
+	img, err := s.openSource()
+	if err != nil {
+		return session.Result{}, err
+	}
+	defer img.Close()
+	r, err := s.openRemote(ctx, wire.VerbTarget)
+	if err != nil {
+		return session.Result{}, err
+	}
+	result, err := session.Send(ctx, r.Conn, img, s.options())
+	return result, r.explain(err)
+}
+
+// pull brings an image from another machine here.
+func (s *syncRun) pull(ctx context.Context) (result session.Result, err error) {
+	err = s.withTarget(func(img *image.Target) error {
+		r, err := s.openRemote(ctx, wire.VerbSource)
+		if err != nil {
+			return err
+		}
+		result, err = session.Receive(ctx, r.Conn, img, s.options())
+		return r.explain(err)
+	})
+	return result, err
+}
+
+// between has two other machines talk to each other.
+func (s *syncRun) between(ctx context.Context) (session.Result, error) {
+	src, err := s.openRemote(ctx, wire.VerbSource)
+	if err != nil {
+		return session.Result{}, err
+	}
+	defer src.Close()
+	dst, err := s.openRemote(ctx, wire.VerbTarget)
+	if err != nil {
+		return session.Result{}, err
+	}
+	result, err := session.Relay(ctx, src.Conn, dst.Conn, s.options())
+	var lost *session.LostError
+	if errors.As(err, &lost) {
+		// Either may be the one that went.
+		err = src.explain(dst.explain(err))
+	}
+	return result, err
+}
+
+// here syncs two images of this machine.
+func (s *syncRun) here(ctx context.Context) (result session.Result, err error) {
+	img, err := s.openSource()
+	if err != nil {
+		return result, err
+	}
+	defer img.Close()
+	err = s.withTarget(func(target *image.Target) error {
+		a, b := transport.Pipe()
+		if s.reach.limit > 0 {
+			a = transport.Limit(a, int64(s.reach.limit))
+		}
+		opt := s.options()
+		opt.Plain = true
+		var sendErr, receiveErr error
+		var group errgroup.Group
+		group.Go(func() error {
+			result, sendErr = s.talk(ctx, a, func(c *session.Conn) (session.Result, error) {
+				return session.Send(ctx, c, img, opt)
+			})
+			return nil
+		})
+		// Its own monitor: in one process, each side would overwrite what the
+		// other counts.
+		_, receiveErr = s.talk(ctx, b, func(c *session.Conn) (session.Result, error) {
+			return session.Receive(ctx, c, target, session.Options{})
+		})
+		group.Wait()
+		return ownError(sendErr, receiveErr)
+	})
+	return result, err
+}
+
+func (s *syncRun) talk(ctx context.Context, way session.Carrier, role func(*session.Conn) (session.Result, error)) (session.Result, error) {
+	c, err := session.NewConn(ctx, way, s.reach.timeout)
+	if err != nil {
+		return session.Result{}, err
+	}
+	return role(c)
+}
+
+// ownError returns the error of the side where something went wrong, rather
+// than what the other side heard of it.
+func ownError(errs ...error) error {
+	var heard error
+	for _, err := range errs {
+		var peer *session.PeerError
+		var lost *session.LostError
+		switch {
+		case err == nil:
+		case errors.As(err, &peer), errors.As(err, &lost):
+			heard = err
+		default:
+			return err
+		}
+	}
+	return heard
+}
+
+// summary tells what was done.
+func (s *syncRun) summary(r session.Result, took time.Duration) error {
+	if n := r.Target.Repaired; n > 0 {
+		s.note(fmt.Sprintf("%d blocks of the target could not be read and were rewritten", n))
+	}
+	if s.json {
+		return s.emit(summaryMessage(r, took, s.dryRun))
+	}
+	if !s.reach.verbose {
+		return nil
+	}
+	verb := "sent"
+	if s.dryRun {
+		verb = "would send"
+	}
+	_, err := fmt.Fprintf(s.stderr, "%s of image in %.1f s: %s %d blocks whole, %d patched, %d holes; %s sent, %s received; digest %v\n",
+		size(r.Size), took.Seconds(), verb, r.Source.Changed, r.Source.Patched, r.Source.Holes, size(r.Sent), size(r.Received), r.Digest)
+	return err
+}
+
+func size(n int64) string { return units.BytesSize(float64(n)) }
