@@ -115,6 +115,9 @@ func (c *Conn) Open(ctx context.Context, req wire.Request) (*wire.Opened, error)
 	if req.Timeout == 0 {
 		req.Timeout = c.timeout
 	}
+	if _, err := wire.Append(nil, &req); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	var opened *wire.Opened
 	err := c.interruptible(ctx, func() error {
 		// As in NewConn, what the agent said last says more than that it is gone.

@@ -30,7 +30,9 @@ type Conn struct {
 	w       *wire.Writer
 
 	sent, received atomic.Int64 // bytes
-	waiting        atomic.Int64 // since when Read has been waiting, in ns; 0 if it is not
+	heard          atomic.Int64 // when bytes came last, in ns
+	reading        atomic.Int64 // since when Read has been waiting, in ns; 0 if it is not
+	writing        atomic.Int64 // the same for Write
 }
 
 // NewConn exchanges preambles over carrier. A peer that is silent for timeout (0
@@ -78,9 +80,10 @@ func (c *Conn) idle() bool { return c.in.Buffered() == 0 }
 type meteredReader struct{ c *Conn }
 
 func (m meteredReader) Read(p []byte) (int, error) {
-	m.c.waiting.Store(time.Now().UnixNano())
+	m.c.reading.Store(time.Now().UnixNano())
 	n, err := m.c.carrier.Read(p)
-	m.c.waiting.Store(0)
+	m.c.reading.Store(0)
+	m.c.heard.Store(time.Now().UnixNano())
 	m.c.received.Add(int64(n))
 	return n, err
 }
@@ -88,7 +91,9 @@ func (m meteredReader) Read(p []byte) (int, error) {
 type meteredWriter struct{ c *Conn }
 
 func (m meteredWriter) Write(p []byte) (int, error) {
+	m.c.writing.Store(time.Now().UnixNano())
 	n, err := m.c.carrier.Write(p)
+	m.c.writing.Store(0)
 	m.c.sent.Add(int64(n))
 	return n, err
 }
@@ -103,9 +108,17 @@ func (c *Conn) watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
-			since := c.waiting.Load()
-			if since != 0 && now.Sub(time.Unix(0, since)) > c.timeout {
+			overdue := func(since *atomic.Int64) bool {
+				at := since.Load()
+				return at != 0 && now.Sub(time.Unix(0, at)) > c.timeout
+			}
+			if overdue(&c.reading) {
 				return lost("nothing heard from the far side for %v", c.timeout)
+			}
+			// A target may well be slow to take what is sent, but then it
+			// says once a second that it is alive.
+			if overdue(&c.writing) && overdue(&c.heard) {
+				return lost("the far side has taken nothing for %v", c.timeout)
 			}
 		}
 	}
@@ -124,8 +137,8 @@ func (c *Conn) interruptible(ctx context.Context, do func() error) error {
 	})
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	err := do()
-	interrupted := !stop()
-	if interrupted {
+	var banner *wire.BannerError
+	if interrupted := !stop(); interrupted && !errors.As(err, &banner) {
 		err = context.Cause(ctx)
 	}
 	cancel(nil)
@@ -174,6 +187,7 @@ type link struct {
 	urgent chan wire.Message // small, and awaited by the peer: overtakes bulk
 	bulk   chan wire.Message
 	ended  chan struct{} // closed when reading ended
+	endErr error         // why it did
 
 	ending atomic.Bool // the last message was sent, or came: the peer may go
 
@@ -223,18 +237,17 @@ func (l *link) finish(ctx context.Context, m wire.Message) error {
 // run started touches anything any more once it has returned.
 func (l *link) run(ctx context.Context, handle func(context.Context, wire.Message) error, work ...func(context.Context) error) error {
 	group, gctx := errgroup.WithContext(ctx)
-	readErr := make(chan error, 1)
 	go func() {
 		defer close(l.ended)
-		readErr <- l.readAll(gctx, handle)
+		l.endErr = l.readAll(gctx, handle)
 	}()
 	group.Go(func() error {
 		select {
-		case err := <-readErr:
-			if l.ending.Load() {
+		case <-l.ended:
+			if l.ending.Load() && !errors.Is(l.endErr, errFinished) {
 				return nil // the peer heard the last message, and went
 			}
-			return err
+			return l.endErr
 		case <-gctx.Done():
 			return nil
 		}
@@ -331,8 +344,12 @@ func (l *link) writeOne(m wire.Message) error {
 // unwritable waits for the reason why the connection cannot be written: most
 // likely the peer said something and went.
 func (l *link) unwritable(err error) error {
+	var said *PeerError
 	select {
 	case <-l.ended:
+		if errors.As(l.endErr, &said) {
+			return said
+		}
 	case <-time.After(grace):
 	}
 	return lost("writing to the far side: %w", err)

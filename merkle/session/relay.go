@@ -4,20 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/wire"
 )
 
 // Relay carries a session between two agents that were opened as source and as
 // target, neither of which is here. It watches what passes, and returns nil only
-// if the target said that it is done.
+// if the target said that it is done, with the digest that the source had named.
 func Relay(ctx context.Context, source, target *Conn, opt Options) (Result, error) {
 	if opt.Monitor == nil {
 		opt.Monitor = new(Monitor)
 	}
 	r := relay{mon: opt.Monitor}
+	there := &passage{from: source, to: target, who: "source", watch: r.watchSource, ended: make(chan struct{})}
+	back := &passage{from: target, to: source, who: "target", watch: r.watchTarget, ended: make(chan struct{})}
 	group, gctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(gctx, func() {
 		// Whichever side does not know yet learns that it is over.
@@ -26,8 +31,8 @@ func Relay(ctx context.Context, source, target *Conn, opt Options) (Result, erro
 	})
 	group.Go(func() error { return source.watch(gctx) })
 	group.Go(func() error { return target.watch(gctx) })
-	group.Go(func() error { return r.pass(source, target, "source", r.watchSource) })
-	group.Go(func() error { return r.pass(target, source, "target", r.watchTarget) })
+	group.Go(func() error { return there.run(back) })
+	group.Go(func() error { return back.run(there) })
 	err := group.Wait()
 	stop()
 	source.Close()
@@ -44,40 +49,86 @@ func Relay(ctx context.Context, source, target *Conn, opt Options) (Result, erro
 	return result, err
 }
 
-type relay struct {
-	mon       *Monitor
-	digest    [32]byte
-	blockSize int
+// A passage carries messages one way.
+type passage struct {
+	from, to *Conn
+	who      string // from
+	watch    func(wire.Message) error
+	ended    chan struct{} // closed when said is set
+	said     error         // what from said last, if that was an error
 }
 
-// pass carries what from says to to, until it has said its last.
-func (r *relay) pass(from, to *Conn, who string, watch func(wire.Message) error) error {
-	for {
-		m, err := from.r.Read()
-		if err != nil {
-			err = lost("the %s ended in the middle of the session: %w", who, err)
-			// The other side gets the reason; if it is gone as well, so be it.
-			_ = to.write(&wire.Error{Code: wire.CodeFailed, Text: err.Error()})
-			return err
-		}
-		if err := to.w.Write(m); err != nil {
-			return lost("passing on what the %s says: %w", who, err)
-		}
-		// What is small is likely awaited; the rest goes out when it fills
-		// the buffer.
-		if from.idle() {
-			if err := to.buf.Flush(); err != nil {
-				return lost("passing on what the %s says: %w", who, err)
+// run carries messages until from has said its last. The other passage is asked
+// for the reason if to takes no more.
+func (p *passage) run(other *passage) error {
+	err := p.carry()
+	var peer *PeerError
+	if errors.As(err, &peer) {
+		p.said = err
+	}
+	close(p.ended)
+	var lost *LostError
+	if errors.As(err, &lost) {
+		select {
+		case <-other.ended:
+			if other.said != nil {
+				return other.said
 			}
-		}
-		if e, ok := m.(*wire.Error); ok {
-			_ = to.buf.Flush()
-			return &PeerError{e.Code, fmt.Sprintf("(%s) %s", who, e.Text)}
-		}
-		if err := watch(m); err != nil {
-			return errors.Join(err, to.buf.Flush())
+		case <-time.After(grace):
 		}
 	}
+	return err
+}
+
+func (p *passage) carry() error {
+	for {
+		m, err := p.from.r.Read()
+		if err != nil {
+			err = lost("the %s ended in the middle of the session: %w", p.who, err)
+		} else {
+			err = p.watch(m)
+		}
+		if err != nil {
+			// The other side gets the reason; if it is gone as well, so be it.
+			_ = p.to.write(&wire.Error{Code: wire.CodeFailed, Text: err.Error()})
+			return err
+		}
+		if err := p.hand(m); err != nil {
+			return lost("passing on what the %s says: %w", p.who, err)
+		}
+		switch m := m.(type) {
+		case *wire.Done:
+			return errFinished
+		case *wire.Error:
+			return &PeerError{m.Code, fmt.Sprintf("(%s) %s", p.who, m.Text)}
+		}
+	}
+}
+
+// hand passes a message on. It leaves with the ones behind it if there are any,
+// so that what is awaited is not held up and what comes in masses fills buffers.
+func (p *passage) hand(m wire.Message) error {
+	if err := p.to.w.Write(m); err != nil {
+		return err
+	}
+	switch m.(type) {
+	case *wire.Error, *wire.Done: // the last
+	default:
+		if !p.from.idle() {
+			return nil
+		}
+	}
+	return p.to.buf.Flush()
+}
+
+// A relay is what is known of a session that passes.
+type relay struct {
+	mon       *Monitor
+	blockSize int
+
+	mu       sync.Mutex
+	finished bool        // the source is done
+	digest   merkle.Hash // that it named
 }
 
 func (r *relay) watchSource(m wire.Message) error {
@@ -88,6 +139,9 @@ func (r *relay) watchSource(m wire.Message) error {
 		r.mon.source.store(m.Stats)
 	case *wire.Finish:
 		r.mon.source.store(m.Stats)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.finished, r.digest = true, m.Digest
 	}
 	return nil
 }
@@ -99,9 +153,12 @@ func (r *relay) watchTarget(m wire.Message) error {
 	case *wire.Progress:
 		r.mon.target.store(m.Stats)
 	case *wire.Done:
-		r.digest = m.Digest
 		r.mon.target.store(m.Stats)
-		return errFinished
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if !r.finished || m.Digest != r.digest {
+			return fmt.Errorf("the target says it is done with digest %v, which is not what the source has", m.Digest)
+		}
 	}
 	return nil
 }

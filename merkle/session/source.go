@@ -33,9 +33,10 @@ const (
 	// before they are read again.
 	maxBacklog = 8192
 
-	// maxEvents bounds the messages that wait for the coordinator. An honest
-	// target stays far below: it sends a few for each region of the window.
-	maxEvents = 64 * window
+	// maxWaiting bounds what waits for the coordinator, in bytes. An honest
+	// target sends what it is asked for, which are at most the hashes of the
+	// regions in flight, 18 MiB, and the pages asked for, 2 MiB.
+	maxWaiting = 24 << 20
 
 	// maxRefetch bounds the blocks that wait to be sent again. An honest target
 	// asks for one in 2^64 pages or so.
@@ -80,6 +81,7 @@ type source struct {
 
 	events  *queue[any]  // for coordinate: messages, sourceScan, sent, scanEnd
 	jobs    *queue[job]  // for the workers
+	waiting atomic.Int64 // bytes of messages in events
 	through *mark        // the number of regions that are settled, from the first on
 	found   atomic.Int64 // blocks that were found to differ
 	dealt   *mark        // and how many of them are sent
@@ -129,12 +131,12 @@ func (s *source) greet(c *Conn) error {
 		case *wire.Progress:
 		case *wire.Accept:
 			if s.g, err = merkle.NewGeometry(s.img.Size(), m.BlockSize); err != nil {
-				return fmt.Errorf("the target answered: %w", err)
+				return c.fail(fmt.Errorf("the target answered: %w", err))
 			}
 			s.accept = m
 			return nil
 		default:
-			return fmt.Errorf("the target answered with a %T", m)
+			return c.fail(fmt.Errorf("the target answered with a %T", m))
 		}
 	}
 }
@@ -151,7 +153,11 @@ func (s *source) result(c *Conn) Result {
 
 // receive only puts the message on the list: reading must not wait.
 func (s *source) receive(_ context.Context, m wire.Message) error {
-	if s.events.len() > maxEvents {
+	weight, err := weigh(m)
+	if err != nil {
+		return err
+	}
+	if s.waiting.Add(weight) > maxWaiting {
 		return errors.New("the target sends more than it was asked for")
 	}
 	if _, last := m.(*wire.Done); last {
@@ -159,6 +165,22 @@ func (s *source) receive(_ context.Context, m wire.Message) error {
 	}
 	s.events.push(m)
 	return nil
+}
+
+// weigh returns about how much memory a message from the target takes.
+func weigh(m wire.Message) (int64, error) {
+	const overhead = 128
+	switch m := m.(type) {
+	case *wire.Roots:
+		return overhead + int64(len(m.Hashes))*merkle.HashSize, nil
+	case *wire.Hashes:
+		return overhead + int64(len(m.Hashes))*merkle.HashSize, nil
+	case *wire.Pages:
+		return overhead + int64(len(m.Hashes)+len(m.Blocks))*8, nil
+	case *wire.Refetch, *wire.Done:
+		return overhead, nil
+	}
+	return 0, fmt.Errorf("the target sent a %T out of turn", m)
 }
 
 // held returns the number of regions that the target has any content of.
@@ -243,7 +265,7 @@ func (s *source) coordinate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := s.handle(ctx, event); err != nil {
+		if err := s.handle(event); err != nil {
 			return err
 		}
 		// What came up meanwhile goes out once there is nothing else to do, so
@@ -254,7 +276,10 @@ func (s *source) coordinate(ctx context.Context) error {
 	}
 }
 
-func (s *source) handle(ctx context.Context, event any) error {
+func (s *source) handle(event any) error {
+	if m, ok := event.(wire.Message); ok {
+		return s.handleMessage(m)
+	}
 	switch e := event.(type) {
 	case sourceScan:
 		r := s.region(e.Index)
@@ -274,20 +299,29 @@ func (s *source) handle(ctx context.Context, event any) error {
 		s.refetch--
 	case scanEnd:
 		s.digest = &e.digest
-	case *wire.Roots:
-		return s.takeRoots(e)
-	case *wire.Hashes:
-		return s.takeHashes(e)
-	case *wire.Pages:
-		return s.takePages(e)
-	case *wire.Refetch:
-		return s.takeRefetch(e)
-	case *wire.Done:
-		return s.takeDone(e)
-	default:
-		return fmt.Errorf("the target sent a %T out of turn", e)
 	}
 	return nil
+}
+
+func (s *source) handleMessage(m wire.Message) error {
+	weight, err := weigh(m)
+	if err != nil {
+		return err
+	}
+	s.waiting.Add(-weight)
+	switch m := m.(type) {
+	case *wire.Roots:
+		return s.takeRoots(m)
+	case *wire.Hashes:
+		return s.takeHashes(m)
+	case *wire.Pages:
+		return s.takePages(m)
+	case *wire.Refetch:
+		return s.takeRefetch(m)
+	case *wire.Done:
+		return s.takeDone(m)
+	}
+	return nil // weigh knows no others
 }
 
 func (s *source) region(i int64) *sourceRegion {

@@ -15,8 +15,15 @@ import (
 	"github.com/diskrsync/diskrsync/merkle/wire"
 )
 
-// rootsBatch bounds the roots of one message.
-const rootsBatch = 1024
+const (
+	// rootsBatch bounds the roots of one message.
+	rootsBatch = 1024
+
+	// maxRegions bounds what is held of regions: those of the window, and those
+	// that wait behind a block that was asked for again. An honest source
+	// answers before there are many.
+	maxRegions = 4 * window
+)
 
 // Receive plays the target: it makes img equal to what the peer sends. When it
 // returns nil, and only then, img has been committed.
@@ -101,7 +108,7 @@ func (b *blockSet) set(block int64, to bool) {
 }
 
 func (t *target) greet(c *Conn) error {
-	hello, err := t.awaitHello(c)
+	hello, err := c.awaitHello()
 	if err != nil {
 		return err
 	}
@@ -127,7 +134,7 @@ func (t *target) greet(c *Conn) error {
 	return c.write(t.accept)
 }
 
-func (t *target) awaitHello(c *Conn) (*wire.Hello, error) {
+func (c *Conn) awaitHello() (*wire.Hello, error) {
 	for {
 		m, err := c.read()
 		if err != nil {
@@ -138,7 +145,7 @@ func (t *target) awaitHello(c *Conn) (*wire.Hello, error) {
 		case *wire.Hello:
 			return m, nil
 		default:
-			return nil, fmt.Errorf("the source began with a %T", m)
+			return nil, c.fail(fmt.Errorf("the source began with a %T", m))
 		}
 	}
 }
@@ -305,6 +312,9 @@ func (t *target) take(block int64) error {
 		return fmt.Errorf("the source sent block %d of region %d, which is not in flight", block, index)
 	}
 	if r == nil {
+		if len(t.regions) >= maxRegions {
+			return errors.New("the source does not send what it was asked for again")
+		}
 		r = new(targetRegion)
 		t.regions[index] = r
 	}
@@ -360,7 +370,7 @@ func (t *target) advance(through int64) error {
 	}
 	t.mu.Unlock()
 	last := t.through.get()
-	if through <= last || through > known {
+	if through <= last || through > min(known, last+window) {
 		return fmt.Errorf("the source advanced from region %d to %d of %d", last, through, known)
 	}
 	t.through.set(through)
