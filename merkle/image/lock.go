@@ -1,0 +1,151 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// storeFolder lies beside the images of a folder.
+	storeFolder = ".diskrsync"
+
+	// lockTries bounds how often the lock is tried for: each time, a writer
+	// that just ended has removed the file in between.
+	lockTries = 100
+
+	// holderSize bounds what is read of who holds a lock.
+	holderSize = 512
+)
+
+// A lock keeps a second writer from an image. It is held on a file of its own,
+// because the image may be replaced while it is held, and it goes with the
+// process that holds it. The file has one line: process id, host, since when.
+type lock struct {
+	root *os.Root
+	name string
+	f    *os.File
+}
+
+// errLockMoved says that the lock file, or its folder, was removed while it was
+// being locked: its holder is done, and a lock on it would exclude nobody.
+var errLockMoved = errors.New("lock file was removed while it was being locked")
+
+// partialName and lockName return where the files of an image lie.
+func partialName(name string) string { return path.Join(storeFolder, name+".partial") }
+func lockName(name string) string    { return path.Join(storeFolder, name+".lock") }
+
+// takeLock locks the image at p. It fails with ErrInUse if another writer holds
+// it.
+func takeLock(p *Place) (*lock, error) {
+	var err error
+	for range lockTries {
+		var l *lock
+		if l, err = tryLock(p); !errors.Is(err, errLockMoved) {
+			return l, err
+		}
+	}
+	return nil, fmt.Errorf("image %s: taking its lock: %w", p.path, err)
+}
+
+func tryLock(p *Place) (*lock, error) {
+	if err := p.root.Mkdir(storeFolder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("image %s: making the folder %s beside it: %w", p.path, storeFolder, cause(err))
+	}
+	l := &lock{root: p.root, name: lockName(p.name)}
+	var err error
+	if l.f, err = p.root.OpenFile(l.name, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, errLockMoved
+		}
+		return nil, fmt.Errorf("image %s: opening its lock file %s: %w", p.path, l.name, cause(err))
+	}
+	if err := l.take(p.path); err != nil {
+		return nil, errors.Join(err, l.f.Close())
+	}
+	return l, nil
+}
+
+func (l *lock) take(path string) error {
+	got, err := lockFile(l.f)
+	if err != nil {
+		return fmt.Errorf("image %s: locking %s: %w", path, l.name, cause(err))
+	}
+	if !got {
+		return inUse(path, l.holder())
+	}
+	mine, err := l.f.Stat()
+	if err != nil {
+		return fmt.Errorf("image %s: locking %s: %w", path, l.name, cause(err))
+	}
+	if there, err := l.root.Lstat(l.name); err != nil || !os.SameFile(mine, there) {
+		return errLockMoved
+	}
+	if err := l.sign(); err != nil {
+		return errors.Join(fmt.Errorf("image %s: writing %s: %w", path, l.name, cause(err)), l.root.Remove(l.name))
+	}
+	return nil
+}
+
+// sign writes who holds the lock.
+func (l *lock) sign() error {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	if err := l.f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(l.f, "%d %s %s\n", os.Getpid(), host, time.Now().Format(time.RFC3339))
+	return err
+}
+
+// holder returns in words who holds the lock. Anybody may have written the file,
+// so nothing but what we would write is repeated.
+func (l *lock) holder() string {
+	const someone = "another process"
+	text, err := io.ReadAll(io.NewSectionReader(l.f, 0, holderSize))
+	field := strings.Fields(string(text))
+	if err != nil || len(field) != 3 {
+		return someone
+	}
+	pid, err := strconv.Atoi(field[0])
+	if err != nil {
+		return someone
+	}
+	since, err := time.Parse(time.RFC3339, field[2])
+	if err != nil || strings.ContainsFunc(field[1], notInHost) {
+		return someone
+	}
+	return fmt.Sprintf("process %d on host %s, since %s", pid, field[1], since.Format("2006-01-02 15:04:05"))
+}
+
+func notInHost(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-_", r))
+}
+
+func inUse(path, holder string) error {
+	return refuse(ErrInUse, "image %s: is being written by %s: wait for it to end", path, holder)
+}
+
+// release removes the lock file while it is still locked, so that whoever opens
+// it from now on finds that it is gone, and the folder if nothing else is in it.
+func (l *lock) release() error {
+	err := l.root.Remove(l.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	err = errors.Join(err, l.f.Close())
+	dropFolder(l.root)
+	return err
+}
+
+// dropFolder removes the store's folder if it is empty. If it is not, other
+// images need it; any other trouble with it is not worth failing for either.
+func dropFolder(root *os.Root) { _ = root.Remove(storeFolder) }

@@ -1,0 +1,70 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/diskrsync/diskrsync/merkle"
+)
+
+// seekData asks the kernel for the next extent of data. The error matches
+// errors.ErrUnsupported where the file system has no answer.
+func seekData(f *os.File, off int64) (merkle.Extent, error) {
+	for {
+		start, err := f.Seek(off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return merkle.Extent{}, io.EOF
+		}
+		if errors.Is(err, unix.EINVAL) {
+			return merkle.Extent{}, errors.ErrUnsupported
+		}
+		if err != nil {
+			return merkle.Extent{}, err
+		}
+		end, err := f.Seek(start, unix.SEEK_HOLE)
+		if err != nil && !errors.Is(err, unix.ENXIO) {
+			return merkle.Extent{}, err
+		}
+		if err == nil && end > start {
+			return merkle.Extent{Offset: start, Length: end - start}, nil
+		}
+		off = start // it was punched or cut off between the two calls
+	}
+}
+
+// punchFile makes a hole of a range of a regular file.
+func punchFile(f *os.File, off, end int64) error {
+	return control(f, func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, end-off)
+	})
+}
+
+// control calls do with the descriptor of f, again if a signal interrupted it.
+func control(f *os.File, do func(fd int) error) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = conn.Control(func(fd uintptr) {
+		for {
+			if failed = do(int(fd)); failed != unix.EINTR {
+				return
+			}
+		}
+	})
+	return errors.Join(err, failed)
+}
+
+// machine names this machine, between one boot and the next.
+func machine() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("finding the machine's boot id: %w", err)
+	}
+	return string(id), nil
+}
