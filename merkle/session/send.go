@@ -114,7 +114,7 @@ func (s *source) work(ctx context.Context) error {
 			s.events.push(resent{})
 			continue
 		}
-		done := sent{make([]int64, len(j.plans))}
+		done := sent{make([]int64, len(j.plans)), j.pages != nil}
 		for i, p := range j.plans {
 			done.blocks[i] = p.block
 		}

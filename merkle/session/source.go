@@ -13,8 +13,9 @@ import (
 
 // Limits of what the source may hold for the target.
 const (
-	// maxAsked bounds the blocks whose page hashes are awaited: a gigabyte of
-	// an image, which keeps a fast link busy over half a second of latency.
+	// maxAsked bounds the blocks that were asked about and are not sent yet: a
+	// gigabyte of an image, which keeps a fast link busy over half a second of
+	// latency.
 	maxAsked = 8192
 
 	// maxAsk bounds the blocks of one AskPages, and so the Pages that answer it.
@@ -93,6 +94,7 @@ type source struct {
 	expand   [merkle.RegionLevel + 1][]int64
 	ask      []int64
 	asked    map[int64]bool // blocks whose page hashes are awaited
+	patching int            // those, and the ones that are answered but not sent
 	holes    []int64
 	refetch  int          // blocks that wait to be sent again
 	digest   *merkle.Hash // once all is scanned
@@ -113,8 +115,11 @@ type sourceRegion struct {
 type (
 	sourceScan struct{ merkle.Region } // a region was scanned; its target is to be compared
 	streamed   struct{ index int64 }   // a region was scanned and sent
-	sent       struct{ blocks []int64 }
-	scanEnd    struct{ digest merkle.Hash }
+	sent       struct {
+		blocks []int64
+		asked  bool
+	}
+	scanEnd struct{ digest merkle.Hash }
 )
 
 func (s *source) greet(c *Conn) error {
@@ -293,6 +298,9 @@ func (s *source) handle(event any) error {
 	case sent:
 		for _, b := range e.blocks {
 			s.regions[b/merkle.RegionBlocks].todo--
+		}
+		if e.asked {
+			s.patching -= len(e.blocks)
 		}
 		s.dealt.set(s.dealt.get() + int64(len(e.blocks)))
 	case resent:
@@ -501,7 +509,7 @@ func (s *source) flush(ctx context.Context, everything bool) error {
 	}
 	err := batches(&s.holes, wire.MaxList, everything, func(blocks []int64) error {
 		s.n.holes.Add(int64(len(blocks)))
-		s.events.push(sent{blocks})
+		s.events.push(sent{blocks: blocks})
 		if s.opt.DryRun {
 			return nil
 		}
@@ -514,7 +522,7 @@ func (s *source) flush(ctx context.Context, everything bool) error {
 }
 
 func (s *source) flushAsk(ctx context.Context, everything bool) error {
-	if room := maxAsked - len(s.asked); len(s.ask) > room {
+	if room := maxAsked - s.patching; len(s.ask) > room {
 		// The rest waits for answers; it is asked for in order.
 		slices.Sort(s.ask)
 		rest := s.ask[room:]
@@ -525,6 +533,7 @@ func (s *source) flushAsk(ctx context.Context, everything bool) error {
 		for _, b := range blocks {
 			s.asked[b] = true
 		}
+		s.patching += len(blocks)
 		return s.link.sendUrgent(ctx, &wire.AskPages{Blocks: blocks})
 	})
 }
