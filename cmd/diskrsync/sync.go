@@ -236,7 +236,7 @@ func ownError(errs ...error) error {
 // summary tells what was done.
 func (s *syncRun) summary(r session.Result, took time.Duration) error {
 	if n := r.Target.Repaired; n > 0 {
-		s.note(fmt.Sprintf("%d blocks of the target could not be read and were rewritten", n))
+		s.note(fmt.Sprintf("rewrote what could not be read of the target (blocks: %d)", n))
 	}
 	if s.json {
 		return s.emit(summaryMessage(r, took, s.dryRun))

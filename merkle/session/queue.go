@@ -22,12 +22,6 @@ func (q *queue[T]) push(v T) {
 	q.signal()
 }
 
-func (q *queue[T]) len() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.items)
-}
-
 func (q *queue[T]) signal() {
 	select {
 	case q.ready <- struct{}{}:

@@ -158,9 +158,10 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, c.reason(err)
 }
 
-// reason replaces the error of a pipe that was closed because the context ended.
+// reason replaces an error that comes after the context ended: the pipe was
+// closed for it, or the carrier ended for it.
 func (c *Conn) reason(err error) error {
-	if cause := context.Cause(c.ctx); cause != nil && errors.Is(err, os.ErrClosed) {
+	if cause := context.Cause(c.ctx); cause != nil && err != nil {
 		return cause
 	}
 	return err

@@ -197,13 +197,14 @@ func (c *codec) indexes(v *[]int64) {
 		if i > 0 && d == 0 {
 			c.fail(errors.New("a list of indexes that does not grow"))
 		}
-		last = max(last, 0) + d
-		if last > merkle.MaxSize {
+		last = max(last, 0)
+		if d > merkle.MaxSize-last {
 			c.fail(errors.New("an index out of range"))
 		}
 		if c.err != nil {
 			return
 		}
+		last += d
 		if c.reading {
 			(*v)[i] = last
 		}
