@@ -35,7 +35,7 @@ func (a *app) demoCommand() *cobra.Command {
 		Long: `Makes a disk image in a temporary folder, backs it up through an agent process,
 changes pages all over it, backs it up again, restores the backup, and compares. All
 of it is removed at the end.`,
-		Args: exactly(0, "takes no arguments"),
+		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			dir, err := os.MkdirTemp("", "diskrsync-demo-")
 			if err != nil {

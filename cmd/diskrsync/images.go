@@ -25,7 +25,7 @@ type imageCommand struct {
 func (c *imageCommand) command(use, short, long string, run func(ctx context.Context, arg string) error) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Long: long,
-		Args: exactly(1, "needs one image"),
+		Args: exactly(1, "one image"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if c.choice, err = image.ParseChoice(c.format); err != nil {
 				return usageError{err}
@@ -109,7 +109,7 @@ func catImage(ctx context.Context, img image.Image, out *stream) error {
 		return err
 	}
 	if err := img.Changed(); err != nil {
-		return fmt.Errorf("%w (%w)", session.ErrChanged, err)
+		return err
 	}
 	return out.Commit()
 }
@@ -237,7 +237,11 @@ func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) 
 		return err
 	}
 	if info.Bad > 0 {
-		return fmt.Errorf("image %s: %d bad blocks", arg, info.Bad)
+		hint := ""
+		if verb == wire.VerbInfo {
+			hint = " (diskrsync verify names them)"
+		}
+		return fmt.Errorf("image %s: %d bad blocks%s", arg, info.Bad, hint)
 	}
 	return nil
 }
@@ -246,7 +250,7 @@ func (c *imageCommand) printBad(arg string, b wire.Bad) error {
 	if c.json {
 		return c.emit(badBlock{"bad", arg, b.Index, b.Offset, b.Length, b.Text})
 	}
-	_, err := fmt.Fprintf(c.stdout, "bad: offset %d, %d bytes: %s\n", b.Offset, b.Length, b.Text)
+	_, err := fmt.Fprintf(c.stdout, "bad: block %d at offset %d, %d bytes: %s\n", b.Index, b.Offset, b.Length, b.Text)
 	return err
 }
 
@@ -265,7 +269,7 @@ func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
 	fmt.Fprintf(w, "size\t%d\t(%s)\n", info.Size, size(info.Size))
 	fmt.Fprintf(w, "allocated\t%d\t(%s)\n", info.Allocated, size(info.Allocated))
 	fmt.Fprintf(w, "block size\t%d\n", info.BlockSize)
-	fmt.Fprintf(w, "digest\t%s\n", shown)
+	fmt.Fprintf(w, "digest\t%s\n", shown) // it depends on the block size
 	fmt.Fprintf(w, "bad blocks\t%d\n", info.Bad)
 	return w.Flush() // which is where all errors of writing show
 }

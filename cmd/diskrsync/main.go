@@ -124,7 +124,7 @@ the target is too small or in use).`,
 		Example: `  diskrsync /dev/vg00/lv_snap ruser@backuphost:/mnt/backup/disk
   diskrsync --no-compress --ssh-flags="-i id_file -p 2222" disk.img ruser@backuphost:/mnt/backup/
   diskrsync backuphost:/mnt/backup/disk /dev/vg00/lv`,
-		Args:              exactly(2, "needs a source and a target"),
+		Args:              exactly(2, "a source and a target"),
 		RunE:              sync.run,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -139,9 +139,9 @@ the target is too small or in use).`,
 }
 
 func exactly(n int, what string) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
+	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError{fmt.Errorf("%s, and got %d arguments", what, len(args))}
+			return usageError{fmt.Errorf("%s needs %s, and got %d", cmd.CommandPath(), what, len(args))}
 		}
 		return nil
 	}

@@ -69,9 +69,9 @@ func (s *syncRun) newDisplay() (*display, error) {
 		s.showJSON(d, started)
 	}
 	switch {
-	case bars:
+	case bars && isTerminal(s.stderr):
 		s.showBars(d)
-	case s.reach.verbose:
+	case bars, s.reach.verbose:
 		d.every(linesEvery, func() { fmt.Fprintln(s.stderr, progressLine(s.mon.Snapshot(), time.Since(started))) })
 	}
 	return d, nil

@@ -37,11 +37,16 @@ func (r *reach) flags(f *pflag.FlagSet) {
 // 1024. Zero is no limit.
 type byteRate int64
 
-func (b *byteRate) String() string { return units.BytesSize(float64(*b)) }
-func (b *byteRate) Type() string   { return "bytes" }
+func (b *byteRate) String() string {
+	if *b == 0 {
+		return "" // no limit, and no default to show
+	}
+	return units.BytesSize(float64(*b))
+}
+func (b *byteRate) Type() string { return "bytes" }
 func (b *byteRate) Set(s string) error {
 	n, err := units.RAMInBytes(s)
-	if err != nil || n < 0 {
+	if err != nil || n < 0 || n == 0 && s != "0" {
 		return fmt.Errorf("%q is not a number of bytes such as 500K or 10M", s)
 	}
 	*b = byteRate(n)
@@ -75,12 +80,19 @@ type remote struct {
 	where   transport.Location
 	carrier *transport.Conn
 	*session.Conn
-	note string
+	note   string
+	format string
 }
 
 // open starts an agent where l is and has it open the image.
 func (a *app) open(ctx context.Context, l transport.Location, req wire.Request) (*remote, error) {
 	opt := a.reach.Options
+	switch {
+	case a.reach.timeout <= 0:
+		return nil, usageError{fmt.Errorf("--timeout %v: must be longer than nothing", a.reach.timeout)}
+	case l.Host == "" && opt.RSH == "":
+		return nil, usageError{fmt.Errorf("%s: there is no host before the colon", l)}
+	}
 	if a.reach.verbose {
 		opt.Stderr = a.stderr
 	}
@@ -101,25 +113,32 @@ func (a *app) open(ctx context.Context, l transport.Location, req wire.Request) 
 	if err != nil {
 		return nil, r.explain(err)
 	}
-	r.note = opened.Note
+	r.note, r.format = opened.Note, opened.Format
 	return r, nil
 }
 
-// explain adds to an error whose it is, and what is known about a connection
-// that was lost.
+// explain adds to an error from the other machine whose it is, and to one of a
+// connection that was lost what is known about that. Errors of this side stay as
+// they are.
 func (r *remote) explain(err error) error {
-	if err == nil {
-		return nil
-	}
 	var lost *session.LostError
-	if errors.As(err, &lost) {
-		err = r.carrier.Explain(err)
-	} else {
-		_ = r.carrier.Close() // err tells what matters
+	var peer *session.PeerError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &lost):
+		return fmt.Errorf("%s: %w", r.host(), r.carrier.Explain(err))
+	case errors.As(err, &peer):
+		err = fmt.Errorf("%s: %w", r.host(), err)
 	}
-	host := r.where.Host
-	if host == "" {
-		host = "the far side"
+	_ = r.carrier.Close() // err tells what matters
+	return err
+}
+
+// host is what the other machine is called in messages.
+func (r *remote) host() string {
+	if r.where.Host == "" {
+		return "the far side"
 	}
-	return fmt.Errorf("%s: %w", host, err)
+	return r.where.Host
 }

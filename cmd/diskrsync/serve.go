@@ -24,7 +24,7 @@ To let a key do nothing but that, in one folder, put this before it in
 ~/.ssh/authorized_keys:
 
   command="diskrsync serve --stdio --root /mnt/backup",restrict`,
-		Args: exactly(0, "takes no arguments"),
+		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if !stdio {
 				return usageError{errors.New("serve needs --stdio: there is no other way to serve yet")}

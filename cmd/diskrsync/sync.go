@@ -31,7 +31,7 @@ type syncRun struct {
 }
 
 func (s *syncRun) flags(f *pflag.FlagSet) {
-	f.BoolVar(&s.noCompress, "no-compress", false, "make a new image at the target raw rather than spgz")
+	f.BoolVar(&s.noCompress, "no-compress", false, "make a new image at the target raw rather than spgz (an existing one keeps its format)")
 	f.BoolVar(&s.dryRun, "dry-run", false, "find out what would be sent, and change nothing")
 	f.BoolVar(&s.checksum, "checksum", false, "read and hash both sides, whatever was stored about them")
 	f.StringVar(&s.format, "source-format", string(image.Auto), "the source file is `auto`, raw, or spgz")
@@ -95,8 +95,16 @@ func (s *syncRun) openSource() (image.Image, error) {
 	img, err := image.Open(place, s.choice)
 	if err == nil {
 		s.note(img.Note())
+		s.announce("source", string(img.Format()))
 	}
 	return img, err
+}
+
+// announce tells which format was found, if the user wants to know.
+func (s *syncRun) announce(side, format string) {
+	if s.reach.verbose {
+		s.note(fmt.Sprintf("the %s is %s", side, format))
+	}
 }
 
 // withTarget calls do with the local target, which it closes.
@@ -111,17 +119,19 @@ func (s *syncRun) withTarget(do func(*image.Target) error) error {
 		return err
 	}
 	s.note(img.Note())
+	s.announce("target", string(img.Format()))
 	return errors.Join(do(img), img.Close())
 }
 
 func (s *syncRun) openRemote(ctx context.Context, verb wire.Verb) (*remote, error) {
-	where := s.source
+	where, side := s.source, "source"
 	if verb == wire.VerbTarget {
-		where = s.target
+		where, side = s.target, "target"
 	}
 	r, err := s.open(ctx, where, wire.Request{Verb: verb, Format: string(s.choice), Raw: s.noCompress, DryRun: s.dryRun, Checksum: s.checksum})
 	if err == nil {
 		s.note(r.note)
+		s.announce(side, r.format)
 	}
 	return r, err
 }
@@ -167,9 +177,14 @@ func (s *syncRun) between(ctx context.Context) (session.Result, error) {
 	}
 	result, err := session.Relay(ctx, src.Conn, dst.Conn, s.options())
 	var lost *session.LostError
-	if errors.As(err, &lost) {
-		// Either may be the one that went.
+	var peer *session.PeerError
+	switch {
+	case errors.As(err, &lost): // either may be the one that went
 		err = src.explain(dst.explain(err))
+	case errors.As(err, &peer) && peer.From == "source":
+		err = src.explain(err)
+	case err != nil:
+		err = dst.explain(err)
 	}
 	return result, err
 }

@@ -118,7 +118,7 @@ func (p *Place) Close() error { return p.root.Close() }
 func (p *Place) stat() (fs.FileInfo, error) {
 	info, err := p.root.Lstat(p.name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("image %s: no such file: %w", p.path, fs.ErrNotExist)
+		return nil, &missingError{p.path}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.path, cause(err))
@@ -132,6 +132,12 @@ func (p *Place) stat() (fs.FileInfo, error) {
 	}
 	return nil, fmt.Errorf("image %s: is a %s: only regular files and block devices are images", p.path, kindOf(mode))
 }
+
+// A missingError says that there is no image. It matches fs.ErrNotExist.
+type missingError struct{ path string }
+
+func (e *missingError) Error() string        { return fmt.Sprintf("image %s: no such file", e.path) }
+func (e *missingError) Is(target error) bool { return target == fs.ErrNotExist }
 
 func kindOf(mode fs.FileMode) string {
 	switch {

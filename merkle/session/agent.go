@@ -76,7 +76,7 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		return c.fail(err)
 	}
 	defer img.Close()
-	if err := c.write(&wire.Opened{Note: img.Note(), Name: place.Path()}); err != nil {
+	if err := c.write(&wire.Opened{Note: img.Note(), Format: string(img.Format())}); err != nil {
 		return err
 	}
 	if req.Verb == wire.VerbSource {
@@ -95,14 +95,14 @@ func (a Agent) locate(path string) (*image.Place, error) {
 
 func (a Agent) beTarget(ctx context.Context, c *Conn, place *image.Place, req *wire.Request) (err error) {
 	if a.ReadOnly && !req.DryRun {
-		return c.fail(fmt.Errorf("%w: this agent was started with --read-only", image.ErrRefused))
+		return c.fail(refusal(fmt.Sprintf("image %s: this agent changes nothing (it was started with --read-only)", req.Path)))
 	}
 	img, err := image.OpenTarget(place, image.TargetOptions{Raw: req.Raw, DryRun: req.DryRun})
 	if err != nil {
 		return c.fail(err)
 	}
 	defer func() { err = errors.Join(err, img.Close()) }()
-	if err := c.write(&wire.Opened{Note: img.Note(), Name: place.Path()}); err != nil {
+	if err := c.write(&wire.Opened{Note: img.Note(), Format: string(img.Format())}); err != nil {
 		return err
 	}
 	_, err = Receive(ctx, c, img, Options{})

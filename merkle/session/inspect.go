@@ -37,6 +37,9 @@ func Inspect(ctx context.Context, img image.Image, mon *Monitor, bad func(wire.B
 		defer mu.Unlock()
 		info.Bad++
 		e := g.Block(block)
+		if corrupt := (*image.CorruptError)(nil); errors.As(err, &corrupt) {
+			err = corrupt.Err // the rest is said by the other fields
+		}
 		return bad(wire.Bad{Index: block, Offset: e.Offset, Length: e.Length, Text: err.Error()})
 	}}}
 	var acc merkle.Accumulator
@@ -49,7 +52,7 @@ func Inspect(ctx context.Context, img image.Image, mon *Monitor, bad func(wire.B
 		return nil, err
 	}
 	if err := img.Changed(); err != nil {
-		return nil, fmt.Errorf("%w (%w)", ErrChanged, err)
+		return nil, err
 	}
 	if info.Bad == 0 {
 		info.Digest = g.Digest(acc.Root())

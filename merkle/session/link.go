@@ -53,12 +53,9 @@ func NewConn(ctx context.Context, carrier Carrier, timeout time.Duration) (*Conn
 			return err
 		}
 		// If the peer is gone already, what it left to read says more than that
-		// writing failed.
-		werr := c.buf.Flush()
-		if err := wire.ReadPreamble(c.in); err != nil {
-			return err
-		}
-		return werr
+		// writing failed; and the writer keeps its error.
+		_ = c.buf.Flush()
+		return wire.ReadPreamble(c.in)
 	})
 	switch {
 	case err == nil:
@@ -66,7 +63,7 @@ func NewConn(ctx context.Context, carrier Carrier, timeout time.Duration) (*Conn
 	case ctx.Err() != nil:
 		return nil, err
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, lost("the far side ended before it said anything: %w", io.ErrUnexpectedEOF)
+		return nil, lost("the far side ended before it said anything%w", errEnded)
 	}
 	return nil, lost("%w", err)
 }
@@ -161,11 +158,14 @@ func (c *Conn) write(m wire.Message) error {
 // *PeerError.
 func (c *Conn) read() (wire.Message, error) {
 	m, err := c.r.Read()
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, lost("the far side ended without an answer: %w", err)
+	switch {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return nil, lost("the far side ended without an answer%w", errEnded)
+	case err != nil:
+		return nil, lost("reading what the far side says: %w", err)
 	}
 	if e, ok := m.(*wire.Error); ok {
-		return nil, &PeerError{e.Code, e.Text}
+		return nil, &PeerError{Code: e.Code, Text: e.Text}
 	}
 	return m, err
 }
@@ -279,15 +279,15 @@ func (l *link) run(ctx context.Context, handle func(context.Context, wire.Messag
 func (l *link) readAll(ctx context.Context, handle func(context.Context, wire.Message) error) error {
 	for {
 		m, err := l.r.Read()
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = lost("the far side ended in the middle of the session: %w", err)
-		}
-		if err != nil {
-			return err
+		switch {
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			return lost("the far side ended in the middle of the session%w", errEnded)
+		case err != nil:
+			return lost("reading what the far side says: %w", err)
 		}
 		switch m := m.(type) {
 		case *wire.Error:
-			return &PeerError{m.Code, m.Text}
+			return &PeerError{Code: m.Code, Text: m.Text}
 		case *wire.Progress:
 			l.peer.store(m.Stats)
 		default:

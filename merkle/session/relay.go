@@ -100,7 +100,7 @@ func (p *passage) carry() error {
 		case *wire.Done:
 			return errFinished
 		case *wire.Error:
-			return &PeerError{m.Code, fmt.Sprintf("(%s) %s", p.who, m.Text)}
+			return &PeerError{Code: m.Code, Text: m.Text, From: p.who}
 		}
 	}
 }

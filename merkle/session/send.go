@@ -158,7 +158,7 @@ func (w *sender) read(p plan) ([]byte, error) {
 	w.n.read.Add(e.Length)
 	w.n.hashed.Add(e.Length)
 	if merkle.Leaf(data) != p.leaf {
-		return nil, fmt.Errorf("%w (at offset %d)", ErrChanged, e.Offset)
+		return nil, changed(fmt.Sprintf(" (at offset %d)", e.Offset))
 	}
 	return data, nil
 }

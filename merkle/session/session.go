@@ -28,6 +28,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"io"
 	"sync/atomic"
 	"time"
 
@@ -44,15 +45,36 @@ const window = 2048
 const DefaultTimeout = 5 * time.Minute
 
 // ErrChanged says that the source was written to while it was read.
-var ErrChanged = errors.New("the source changed while it was read; sync from a snapshot, or stop what writes to it")
+var ErrChanged = errors.New("the source changed while it was read")
+
+// changed says where ErrChanged was noticed, and what to do.
+func changed(where string) error {
+	return fmt.Errorf("%w%s: sync from a snapshot, or stop what writes to it", ErrChanged, where)
+}
+
+// A refusal is an error that matches image.ErrRefused.
+type refusal string
+
+func (r refusal) Error() string        { return string(r) }
+func (r refusal) Is(target error) bool { return target == image.ErrRefused }
+
+// ended is io.ErrUnexpectedEOF without words: to an operator "unexpected EOF"
+// says nothing that the sentence around it does not say.
+type ended struct{}
+
+func (ended) Error() string { return "" }
+func (ended) Unwrap() error { return io.ErrUnexpectedEOF }
+
+var errEnded error = ended{}
 
 // A PeerError is an error that the other side found and told.
 type PeerError struct {
 	Code wire.Code
 	Text string
+	From string // "source" or "target", from a relay; else it is clear whose it is
 }
 
-func (e *PeerError) Error() string { return "the far side says: " + e.Text }
+func (e *PeerError) Error() string { return e.Text }
 
 // Is makes errors.Is see the same kinds of errors on both sides.
 func (e *PeerError) Is(target error) bool {

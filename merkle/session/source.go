@@ -229,7 +229,7 @@ func (s *source) scan(ctx context.Context) error {
 		return fmt.Errorf("reading the source: %w", err)
 	}
 	if err := s.img.Changed(); err != nil {
-		return fmt.Errorf("%w (%w)", ErrChanged, err)
+		return changed(fmt.Sprintf(" (%v)", err))
 	}
 	s.events.push(scanEnd{s.g.Digest(acc.Root())})
 	return nil

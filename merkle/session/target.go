@@ -114,7 +114,7 @@ func (t *target) greet(c *Conn) error {
 	}
 	t.hello = hello
 	if id := t.img.Identity(); id == image.Identity(hello.Identity) && id != (image.Identity{}) {
-		return c.fail(fmt.Errorf("%w: source and target are the same", image.ErrRefused))
+		return c.fail(refusal("source and target are the same file or device"))
 	}
 	bs, err := agree(t.img, hello.BlockSize)
 	if err != nil {

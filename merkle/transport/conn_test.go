@@ -159,7 +159,7 @@ func TestCarrierDiesMidConversation(t *testing.T) {
 	if !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("%v does not wrap the error it explains", err)
 	}
-	if want := `exit status 3: \x1b[31mout of memory\a | and more\u202e)`; !strings.HasSuffix(err.Error(), want) {
+	if want := `exit status 3: \x1b[31mout of memory\a | and more\u202e (unexpected EOF)`; !strings.HasSuffix(err.Error(), want) {
 		t.Errorf("explained as %q, want it to end in %q", err, want)
 	}
 	if _, err := c.Write([]byte("x")); err == nil {
@@ -177,8 +177,8 @@ func TestCarrierThatPrintsMuch(t *testing.T) {
 		t.Fatal(err)
 	}
 	msg := c.Explain(io.ErrUnexpectedEOF).Error()
-	last := "line " + strconv.Itoa(chatterLines-1) + " of many)"
-	if !strings.HasSuffix(msg, last) || !strings.Contains(msg, "(... | line ") {
+	last := "line " + strconv.Itoa(chatterLines-1) + " of many (unexpected EOF)"
+	if !strings.HasSuffix(msg, last) || !strings.HasPrefix(msg, "... | line ") {
 		t.Errorf("explained as %.60q ... %q", msg, msg[max(0, len(msg)-60):])
 	}
 	if len(msg) > 2*maxTail {

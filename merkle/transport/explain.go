@@ -15,7 +15,7 @@ import (
 const maxTail = 8 << 10
 
 // Explain closes the connection and returns err, the error that ended the
-// conversation, with what is known about the other side: how the carrier ended,
+// conversation, behind what is known about the other side: how the carrier ended,
 // and the last that it and the agent printed, in one line with control characters
 // escaped. If the far side could not find the agent, the error says how to get
 // it there. A nil error stays nil.
@@ -39,7 +39,7 @@ func (c *Conn) Explain(err error) error {
 	if c.agentMissing(lines) {
 		all += "; " + c.hint()
 	}
-	return fmt.Errorf("%w (%s)", err, all)
+	return fmt.Errorf("%s (%w)", all, err)
 }
 
 // agentMissing reports whether the far side could not start the agent.

@@ -127,14 +127,14 @@ func (m *Request) fields(c *codec) {
 
 // Opened is the agent's answer: the image is open.
 type Opened struct {
-	Note string // for the operator, may be empty
-	Name string // the image's base name
+	Note   string // for the operator, may be empty
+	Format string // of the image
 }
 
 func (*Opened) kind() kind { return kindOpened }
 func (m *Opened) fields(c *codec) {
 	c.text(&m.Note)
-	c.string(&m.Name, maxText)
+	c.string(&m.Format, 16)
 }
 
 // Hello is the source's first message of a session.

@@ -62,6 +62,9 @@ func ReadPreamble(r io.Reader) error {
 	if n == 0 && err != nil {
 		return err
 	}
+	if err != nil && strings.HasPrefix(magic, string(got[:n])) {
+		return err // the far side went in the middle of it
+	}
 	if n < len(magic) || string(got[:len(magic)]) != magic {
 		return banner(r, got[:n], err)
 	}
