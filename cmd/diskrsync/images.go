@@ -250,7 +250,7 @@ func (c *imageCommand) printBad(arg string, b wire.Bad) error {
 	if c.json {
 		return c.emit(badBlock{"bad", arg, b.Index, b.Offset, b.Length, b.Text})
 	}
-	_, err := fmt.Fprintf(c.stdout, "bad: block %d at offset %d, %d bytes: %s\n", b.Index, b.Offset, b.Length, b.Text)
+	_, err := fmt.Fprintf(c.stdout, "bad: block %d at offset %d, %d bytes: %s\n", b.Index, b.Offset, b.Length, harmless(b.Text))
 	return err
 }
 

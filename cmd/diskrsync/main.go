@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -97,13 +98,24 @@ func (a *app) fail(err error) {
 
 // oneLine joins the lines of an error, such as errors.Join makes.
 func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+	return harmless(strings.Join(lines, "; "))
+}
+
+// harmless makes text that another machine may have chosen fit for a terminal.
+func harmless(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
 }
 
 // note tells the user something worth knowing that is no error.
 func (a *app) note(text string) {
 	if text != "" {
-		fmt.Fprintln(a.stderr, "diskrsync: note: "+text)
+		fmt.Fprintln(a.stderr, "diskrsync: note: "+harmless(text))
 	}
 }
 

@@ -251,7 +251,7 @@ func ownError(errs ...error) error {
 // summary tells what was done.
 func (s *syncRun) summary(r session.Result, took time.Duration) error {
 	if n := r.Target.Repaired; n > 0 {
-		s.note(fmt.Sprintf("rewrote what could not be read of the target (blocks: %d)", n))
+		s.note("unreadable in the target, and rewritten: " + blocks(n))
 	}
 	if s.json {
 		return s.emit(summaryMessage(r, took, s.dryRun))
@@ -266,6 +266,13 @@ func (s *syncRun) summary(r session.Result, took time.Duration) error {
 	_, err := fmt.Fprintf(s.stderr, "%s of image in %.1f s: %s %d blocks whole, %d patched, %d holes; %s sent, %s received; digest %v\n",
 		size(r.Size), took.Seconds(), verb, r.Source.Changed, r.Source.Patched, r.Source.Holes, size(r.Sent), size(r.Received), r.Digest)
 	return err
+}
+
+func blocks(n int64) string {
+	if n == 1 {
+		return "1 block"
+	}
+	return fmt.Sprintf("%d blocks", n)
 }
 
 func size(n int64) string { return units.BytesSize(float64(n)) }

@@ -83,7 +83,7 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		_, err = Send(ctx, c, img, Options{DryRun: req.DryRun})
 		return err
 	}
-	return serveInspection(ctx, c, img)
+	return serveInspection(ctx, c, img, req.Verb == wire.VerbVerify)
 }
 
 func (a Agent) locate(path string) (*image.Place, error) {
@@ -128,7 +128,7 @@ func (c *Conn) Open(ctx context.Context, req wire.Request) (*wire.Opened, error)
 		}
 		var ok bool
 		if opened, ok = m.(*wire.Opened); !ok {
-			return fmt.Errorf("the agent answered with a %T", m)
+			return lost("the agent answered with a %T", m)
 		}
 		return werr
 	})

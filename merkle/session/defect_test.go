@@ -82,7 +82,7 @@ func TestSourceMemoryBoundedAgainstFlood(t *testing.T) {
 // ends of the news race each other.
 func TestPeersReasonWins(t *testing.T) {
 	content := noise(2 << 20)
-	for range 300 {
+	for range 100 {
 		dst := &disk{format: image.Raw, broken: errors.New("no space left")}
 		o := runSession(t, &disk{content: content}, dst, session.Options{Plain: true}, nil)
 		var peer *session.PeerError
@@ -94,9 +94,9 @@ func TestPeersReasonWins(t *testing.T) {
 
 func TestRelayPassesOnTheReason(t *testing.T) {
 	content := noise(2 << 20)
-	for range 300 {
+	for range 100 {
 		dst := &disk{format: image.Raw, broken: errors.New("no space left")}
-		relayErr, o := relaySession(t, &disk{content: content}, dst)
+		o, relayErr := relaySession(t, &disk{content: content}, dst)
 		for who, err := range map[string]error{"relay": relayErr, "source": o.sourceErr} {
 			if err == nil || !strings.Contains(err.Error(), "no space left") {
 				t.Fatalf("the %s says %v", who, err)

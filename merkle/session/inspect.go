@@ -60,8 +60,9 @@ func Inspect(ctx context.Context, img image.Image, mon *Monitor, bad func(wire.B
 	return info, nil
 }
 
-// serveInspection is the agent's side of Inspection.
-func serveInspection(ctx context.Context, c *Conn, img image.Image) error {
+// serveInspection is the agent's side of AwaitInspection. It names bad blocks if
+// it is told to, else it only counts them.
+func serveInspection(ctx context.Context, c *Conn, img image.Image, name bool) error {
 	mon := new(Monitor)
 	l := newLink(c, &mon.source, &mon.target)
 	return l.run(ctx,
@@ -69,7 +70,12 @@ func serveInspection(ctx context.Context, c *Conn, img image.Image) error {
 			return fmt.Errorf("the client sent a %T out of turn", m)
 		},
 		func(ctx context.Context) error {
-			info, err := Inspect(ctx, img, mon, func(b wire.Bad) error { return l.send(ctx, &b) })
+			info, err := Inspect(ctx, img, mon, func(b wire.Bad) error {
+				if !name {
+					return nil
+				}
+				return l.send(ctx, &b)
+			})
 			if err != nil {
 				return err
 			}

@@ -12,7 +12,7 @@ import (
 )
 
 // relaySession runs a session between two roles elsewhere.
-func relaySession(t testing.TB, src *disk, dst *disk) (error, outcome) {
+func relaySession(t testing.TB, src *disk, dst *disk) (outcome, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -52,7 +52,7 @@ func relaySession(t testing.TB, src *disk, dst *disk) (error, outcome) {
 	if ctx.Err() != nil {
 		t.Fatal("the relayed session hung")
 	}
-	return relayErr, o
+	return o, relayErr
 }
 
 // relayByHand runs Relay between two peers by hand.
@@ -85,7 +85,7 @@ func TestRelay(t *testing.T) {
 	copy(now[2<<20:], "changed")
 	dst := rawDisk(old)
 	check := noGoroutinesLeft(t)
-	err, o := relaySession(t, &disk{content: now}, dst)
+	o, err := relaySession(t, &disk{content: now}, dst)
 	if err != nil || o.err() != nil {
 		t.Fatalf("relay %v, ends %v", err, o.err())
 	}

@@ -36,8 +36,9 @@ const (
 
 	// maxWaiting bounds what waits for the coordinator, in bytes. An honest
 	// target sends what it is asked for, which are at most the hashes of the
-	// regions in flight, 18 MiB, and the pages asked for, 2 MiB.
-	maxWaiting = 24 << 20
+	// regions in flight, 18 MiB, and of the pages asked for, 17 MiB with the
+	// largest blocks.
+	maxWaiting = 40 << 20
 
 	// maxRefetch bounds the blocks that wait to be sent again. An honest target
 	// asks for one in 2^64 pages or so.
@@ -58,7 +59,7 @@ func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error)
 	}
 	coder, err := newCoder(s.g, img, s.accept, opt.Plain)
 	if err != nil {
-		return s.result(c), err
+		return s.result(c), errors.Join(err, c.Close())
 	}
 	s.coder = coder
 	s.link = newLink(c, s.n, &opt.Monitor.target)
@@ -108,7 +109,7 @@ type sourceRegion struct {
 	root    merkle.Hash // the target's
 	rooted  bool
 	todo    int           // nodes and blocks that are not dealt with yet
-	awaited map[int64]int // nodes that were expanded, by level<<60 | index
+	awaited map[int64]int // the level of each node that was expanded
 }
 
 // Events, besides messages.

@@ -40,7 +40,7 @@ func Receive(ctx context.Context, c *Conn, img Target, opt Options) (Result, err
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers()),
 		zstd.WithDecoderMaxMemory(wire.MaxPayload), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
-		return t.result(c), fmt.Errorf("setting up decompression: %w", err)
+		return t.result(c), errors.Join(fmt.Errorf("setting up decompression: %w", err), c.Close())
 	}
 	defer dec.Close()
 	t.dec = dec
@@ -219,7 +219,10 @@ func (t *target) receive(ctx context.Context, m wire.Message) error {
 	case *wire.Expand:
 		return t.answer(ctx, m)
 	case *wire.AskPages:
-		return t.answerPages(ctx, m)
+		if err := t.checkAsk(m); err != nil {
+			return err
+		}
+		return t.do(ctx, func(a *applier) error { return a.answerPages(ctx, m.Blocks) })
 	case *wire.Holes:
 		return t.takeHoles(ctx, m)
 	case *wire.Block:
@@ -238,14 +241,23 @@ func (t *target) receive(ctx context.Context, m wire.Message) error {
 func (t *target) leaves(index int64) ([]merkle.Hash, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if index < t.through.get() || index >= t.scanned {
-		return nil, fmt.Errorf("the source asks about region %d, which is not in flight", index)
+	if err := t.inFlight(index); err != nil {
+		return nil, err
 	}
 	if r := t.regions[index]; r != nil && r.leaves != nil {
 		// A copy, as blocks may be written meanwhile.
 		return append([]merkle.Hash(nil), r.leaves...), nil
 	}
 	return make([]merkle.Hash, t.g.RegionLen(index)), nil
+}
+
+// inFlight checks that the source may ask about a region. It is called with the
+// lock held.
+func (t *target) inFlight(index int64) error {
+	if index < t.through.get() || index >= t.scanned {
+		return fmt.Errorf("the source asks about region %d, which is not in flight", index)
+	}
+	return nil
 }
 
 func (t *target) answer(ctx context.Context, m *wire.Expand) error {
@@ -276,16 +288,27 @@ func (t *target) answer(ctx context.Context, m *wire.Expand) error {
 	return t.link.send(ctx, answer)
 }
 
-func (t *target) answerPages(ctx context.Context, m *wire.AskPages) error {
+// checkAsk checks that the source may ask for the pages of blocks: nothing is
+// read that may be being written.
+func (t *target) checkAsk(m *wire.AskPages) error {
 	if len(m.Blocks) > maxAsk {
 		return fmt.Errorf("the source asks for the pages of %d blocks at once", len(m.Blocks))
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for _, b := range m.Blocks {
 		if b >= t.g.Blocks() {
 			return fmt.Errorf("the source asks for the pages of block %d of %d", b, t.g.Blocks())
 		}
+		index := b / merkle.RegionBlocks
+		if err := t.inFlight(index); err != nil {
+			return err
+		}
+		if r := t.regions[index]; r != nil && r.taken.has(b) {
+			return fmt.Errorf("the source asks for the pages of block %d, which it has sent", b)
+		}
 	}
-	return t.do(ctx, func(a *applier) error { return a.answerPages(ctx, m.Blocks) })
+	return nil
 }
 
 // do hands work to a worker. It waits for one to be free.
@@ -295,6 +318,9 @@ func (t *target) do(ctx context.Context, job func(*applier) error) error {
 
 // take checks that a block may be sent now, and marks it taken.
 func (t *target) take(block int64) error {
+	if t.hello.DryRun {
+		return errors.New("the source sent a block in a dry run")
+	}
 	if block >= t.g.Blocks() {
 		return fmt.Errorf("the source sent block %d of %d", block, t.g.Blocks())
 	}

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/diskrsync/diskrsync/merkle"
@@ -412,6 +413,9 @@ func (m *Error) fields(c *codec) {
 	code := int(m.Code)
 	c.int(&code, int(CodeChanged))
 	c.text(&m.Text)
+	if code != int(CodeFailed) && code != int(CodeRefused) && code != int(CodeChanged) {
+		c.fail(fmt.Errorf("unknown error code %d", code))
+	}
 	if c.reading {
 		m.Code = Code(code)
 	}
