@@ -103,8 +103,11 @@ func (d *demo) step(ctx context.Context, name, from, to string, way func(*syncRu
 		app:        &app{stdout: d.stdout, stderr: d.stderr, reach: reach{Options: options, timeout: session.DefaultTimeout}},
 		source:     transport.Location{Host: "agent", Path: from},
 		target:     transport.Location{Host: "agent", Path: to},
-		choice:     image.Auto,
+		choice:     image.AsRaw,
 		noCompress: filepath.Ext(to) == ".img",
+	}
+	if filepath.Ext(from) == ".spgz" {
+		s.choice = image.AsSpgz
 	}
 	started := time.Now()
 	r, err := way(s, ctx)
@@ -203,16 +206,29 @@ func changePages(path string) (err error) {
 
 // sameContent compares two files.
 func sameContent(a, b string) error {
-	fa, err := os.ReadFile(a)
+	fa, err := os.Open(a)
 	if err != nil {
 		return err
 	}
-	fb, err := os.ReadFile(b)
+	defer fa.Close()
+	fb, err := os.Open(b)
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(fa, fb) {
-		return fmt.Errorf("%s and %s differ", a, b)
+	defer fb.Close()
+	pa, pb := make([]byte, 1<<20), make([]byte, 1<<20)
+	for {
+		na, erra := io.ReadFull(fa, pa)
+		nb, errb := io.ReadFull(fb, pb)
+		if !bytes.Equal(pa[:na], pb[:nb]) {
+			return fmt.Errorf("%s and %s differ", a, b)
+		}
+		ended := errors.Is(erra, io.EOF) || errors.Is(erra, io.ErrUnexpectedEOF)
+		if erra != nil || errb != nil {
+			if ended && errb != nil && errb.Error() == erra.Error() {
+				return nil
+			}
+			return errors.Join(erra, errb)
+		}
 	}
-	return nil
 }

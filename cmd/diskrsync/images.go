@@ -55,7 +55,11 @@ func (c *imageCommand) open(ctx context.Context, arg string, verb wire.Verb) (im
 		return nil, nil, err
 	}
 	defer place.Close()
-	img, err := image.Open(place, c.choice)
+	open := image.Open
+	if verb != wire.VerbSource {
+		open = image.OpenDamaged
+	}
+	img, err := open(place, c.choice)
 	if err == nil {
 		c.note(img.Note())
 	}

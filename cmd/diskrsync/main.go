@@ -37,7 +37,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	// garbage collector would let as much again pile up.
 	debug.SetGCPercent(50)
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := interruptible()
 	defer stop()
 	// Writing to a far side that is gone is an error like any other, after
 	// which there is something to clean up.
@@ -57,6 +57,24 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	app.fail(err)
 	return status(err)
+}
+
+// interruptible returns a context that ends with a signal to end. One that is
+// ignored from the start stays so, as nohup wants it. A second signal ends the
+// program at once, as if nobody listened.
+func interruptible() (context.Context, func()) {
+	var signals []os.Signal
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signals = append(signals, sig)
+		}
+	}
+	if len(signals) == 0 { // which would mean all
+		return context.WithCancel(context.Background())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
 // A usageError is a mistake on the command line.

@@ -33,6 +33,17 @@ func (r *reach) flags(f *pflag.FlagSet) {
 	f.BoolVarP(&r.verbose, "verbose", "v", false, "say what is done, and show what ssh prints")
 }
 
+// check refuses values that make no sense.
+func (r *reach) check() error {
+	if r.timeout < minTimeout {
+		return usageError{fmt.Errorf("--timeout %v: must be %v or longer", r.timeout, minTimeout)}
+	}
+	return nil
+}
+
+// minTimeout is the shortest silence that can mean anything.
+const minTimeout = time.Second
+
 // A byteRate is a flag of bytes a second, with the suffixes K, M, G for powers of
 // 1024. Zero is no limit.
 type byteRate int64
@@ -87,10 +98,10 @@ type remote struct {
 // open starts an agent where l is and has it open the image.
 func (a *app) open(ctx context.Context, l transport.Location, req wire.Request) (*remote, error) {
 	opt := a.reach.Options
-	switch {
-	case a.reach.timeout <= 0:
-		return nil, usageError{fmt.Errorf("--timeout %v: must be longer than nothing", a.reach.timeout)}
-	case l.Host == "" && opt.RSH == "":
+	if err := a.reach.check(); err != nil {
+		return nil, err
+	}
+	if l.Host == "" && opt.RSH == "" && !opt.Local {
 		return nil, usageError{fmt.Errorf("%s: there is no host before the colon", l)}
 	}
 	if a.reach.verbose {

@@ -60,6 +60,9 @@ func (s *syncRun) parse(args []string) (err error) {
 	if s.choice, err = image.ParseChoice(s.format); err != nil {
 		return usageError{err}
 	}
+	if err := s.reach.check(); err != nil {
+		return err
+	}
 	if s.source, err = location(args[0]); err != nil {
 		return err
 	}
@@ -100,9 +103,14 @@ func (s *syncRun) openSource() (image.Image, error) {
 	return img, err
 }
 
-// announce tells which format was found, if the user wants to know.
+// announce tells which format was found, if the user wants to know, and always
+// if a source was taken for spgz by its bytes: a guest may have written what makes
+// its raw disk look like that.
 func (s *syncRun) announce(side, format string) {
-	if s.reach.verbose {
+	switch {
+	case side == "source" && format == string(image.Spgz) && s.choice == image.Auto:
+		s.note("the source looks like an spgz image and is read as one (--source-format raw or spgz decides)")
+	case s.reach.verbose:
 		s.note(fmt.Sprintf("the %s is %s", side, format))
 	}
 }
@@ -256,15 +264,16 @@ func (s *syncRun) summary(r session.Result, took time.Duration) error {
 	if s.json {
 		return s.emit(summaryMessage(r, took, s.dryRun))
 	}
+	if s.dryRun {
+		_, err := fmt.Fprintf(s.stderr, "would send %s: %s whole, %d patched, %d holes (nothing was changed)\n",
+			size(r.Source.Payload), blocks(r.Source.Changed), r.Source.Patched, r.Source.Holes)
+		return err
+	}
 	if !s.reach.verbose {
 		return nil
 	}
-	verb := "sent"
-	if s.dryRun {
-		verb = "would send"
-	}
-	_, err := fmt.Fprintf(s.stderr, "%s of image in %.1f s: %s %d blocks whole, %d patched, %d holes; %s sent, %s received; digest %v\n",
-		size(r.Size), took.Seconds(), verb, r.Source.Changed, r.Source.Patched, r.Source.Holes, size(r.Sent), size(r.Received), r.Digest)
+	_, err := fmt.Fprintf(s.stderr, "%s of image in %.1f s: sent %s whole, %d patched, %d holes; %s sent, %s received; digest %v\n",
+		size(r.Size), took.Seconds(), blocks(r.Source.Changed), r.Source.Patched, r.Source.Holes, size(r.Sent), size(r.Received), r.Digest)
 	return err
 }
 

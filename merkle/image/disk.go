@@ -63,9 +63,9 @@ func (d *disk) readFull(p []byte, off int64) error {
 	if err != nil && err != io.EOF {
 		return d.fail("reading", off+int64(n), err)
 	}
-	if end := off + int64(n); n < len(p) && end < d.held {
-		return refuse(ErrChanged, "image %s: changed while it was read: it ends at offset %d now, it had %d bytes",
-			d.path, end, d.held)
+	if n < len(p) && off+int64(n) < d.held {
+		return refuse(ErrChanged, "image %s: changed while it was read: it had %d bytes and has lost the end of them: sync from a snapshot, or stop what writes to it",
+			d.path, d.held)
 	}
 	clear(p[n:])
 	return nil

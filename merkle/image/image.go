@@ -164,7 +164,14 @@ type content interface {
 
 // Open opens the image at p for reading. The caller closes the image; p may be
 // closed before.
-func Open(p *Place, c Choice) (Image, error) {
+func Open(p *Place, c Choice) (Image, error) { return openImage(p, c, openSlots) }
+
+// OpenDamaged is Open for an image that is to be examined. An spgz image whose
+// last block cannot be decoded, and whose size is therefore not known, opens as
+// if that block were full; reading it fails with a *CorruptError.
+func OpenDamaged(p *Place, c Choice) (Image, error) { return openImage(p, c, openAnySlots) }
+
+func openImage(p *Place, c Choice, slots func(*disk) (*slots, error)) (Image, error) {
 	info, err := p.stat()
 	if err != nil {
 		return nil, err
@@ -179,14 +186,14 @@ func Open(p *Place, c Choice) (Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	im, err := readImage(d, c)
+	im, err := readImage(d, c, slots)
 	if err != nil {
 		return nil, errors.Join(err, d.f.Close())
 	}
 	return im, nil
 }
 
-func readImage(d *disk, c Choice) (Image, error) {
+func readImage(d *disk, c Choice, slots func(*disk) (*slots, error)) (Image, error) {
 	im := &reader{disk: d, format: Device}
 	if d.device {
 		im.content = &flat{disk: d, length: d.held}
@@ -200,7 +207,7 @@ func readImage(d *disk, c Choice) (Image, error) {
 		im.content = &flat{disk: d, length: d.held}
 		return im, nil
 	}
-	s, err := openSlots(d)
+	s, err := slots(d)
 	if err != nil {
 		return nil, err
 	}

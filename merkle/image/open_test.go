@@ -178,7 +178,7 @@ func TestChanged(t *testing.T) {
 	must(t, os.Truncate(path, 50))
 	wantError(t, im.Changed(), ErrRefused, "had 100 bytes and has 50")
 	_, err := im.ReadAt(make([]byte, 100), 0)
-	wantError(t, err, ErrChanged, "ends at offset 50")
+	wantError(t, err, ErrChanged, "had 100 bytes")
 }
 
 // An spgz file that shrinks must not read as zeros.

@@ -39,6 +39,7 @@ type Target struct {
 
 	fresh    bool        // the image is new: written as a partial file
 	replaces fs.FileInfo // the empty file that a new image replaces, or nil
+	empty    Identity    // of that file
 	partial  bool        // the partial file exists
 	stage    stage
 }
@@ -86,8 +87,7 @@ func (t *Target) open() error {
 		}
 	}
 	if info == nil || info.Size() == 0 {
-		t.openNew(info)
-		return nil
+		return t.openNew(info)
 	}
 	return t.openFile(info)
 }
@@ -123,13 +123,24 @@ func (t *Target) takeLock(exists bool) error {
 	return nil
 }
 
-func (t *Target) openNew(replaces fs.FileInfo) {
+func (t *Target) openNew(replaces fs.FileInfo) error {
+	if replaces != nil {
+		d, err := t.place.open(os.O_RDONLY, replaces)
+		if err != nil {
+			return err
+		}
+		t.empty = d.identity()
+		if err := d.f.Close(); err != nil {
+			return fmt.Errorf("image %s: closing it: %w", t.place.path, cause(err))
+		}
+	}
 	t.fresh, t.replaces = true, replaces
 	t.body = &blank{}
 	t.format = Spgz
 	if t.opts.Raw {
 		t.format = Raw
 	}
+	return nil
 }
 
 func (t *Target) openDevice(info fs.FileInfo) error {
@@ -179,7 +190,7 @@ func (t *Target) openFile(info fs.FileInfo) error {
 
 func (t *Target) openSlots() error {
 	if t.opts.Raw {
-		return refuse(ErrRefused, "image %s: is an spgz image: leave out --no-compress to update it, or remove it to make a raw one", t.place.path)
+		return refuse(ErrRefused, "image %s: is or looks like an spgz image: leave out --no-compress to update it as one, or remove it to make a raw one", t.place.path)
 	}
 	s, err := openAnySlots(t.disk)
 	if err != nil {
@@ -207,10 +218,11 @@ func (t *Target) BlockSize() int {
 // 0 for a new image, all of a device.
 func (t *Target) Held() int64 { return t.held }
 
-// Identity returns the identity of what exists, zero for a new image.
+// Identity returns the identity of what exists, zero for a new image. An empty
+// file exists as well, although a new image is to replace it.
 func (t *Target) Identity() Identity {
 	if t.disk == nil || t.fresh {
-		return Identity{}
+		return t.empty
 	}
 	return t.disk.identity()
 }

@@ -45,7 +45,7 @@ func (a Agent) Serve(ctx context.Context, carrier Carrier) error {
 		return err
 	}
 	if req.Timeout > 0 {
-		c.timeout = min(req.Timeout, maxTimeout)
+		c.timeout = min(max(req.Timeout, minTimeout), maxTimeout)
 	}
 	return a.carryOut(ctx, c, req)
 }
@@ -71,7 +71,11 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 	if err != nil {
 		return c.fail(err)
 	}
-	img, err := image.Open(place, choice)
+	open := image.Open
+	if req.Verb != wire.VerbSource {
+		open = image.OpenDamaged
+	}
+	img, err := open(place, choice)
 	if err != nil {
 		return c.fail(err)
 	}

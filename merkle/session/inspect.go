@@ -64,7 +64,7 @@ func Inspect(ctx context.Context, img image.Image, mon *Monitor, bad func(wire.B
 // it is told to, else it only counts them.
 func serveInspection(ctx context.Context, c *Conn, img image.Image, name bool) error {
 	mon := new(Monitor)
-	l := newLink(c, &mon.source, &mon.target)
+	l := newLink(c, &mon.source, &mon.target, merkle.DefaultBlockSize)
 	return l.run(ctx,
 		func(_ context.Context, m wire.Message) error {
 			return fmt.Errorf("the client sent a %T out of turn", m)
@@ -90,7 +90,7 @@ func AwaitInspection(ctx context.Context, c *Conn, mon *Monitor, bad func(wire.B
 		mon = new(Monitor)
 	}
 	var info *wire.Info
-	l := newLink(c, &mon.target, &mon.source)
+	l := newLink(c, &mon.target, &mon.source, merkle.DefaultBlockSize)
 	err := l.run(ctx, func(_ context.Context, m wire.Message) error {
 		switch m := m.(type) {
 		case *wire.Bad:

@@ -42,6 +42,7 @@ func NewConn(ctx context.Context, carrier Carrier, timeout time.Duration) (*Conn
 	if timeout <= 0 {
 		timeout = DefaultTimeout
 	}
+	timeout = max(timeout, minTimeout)
 	c := &Conn{carrier: carrier, timeout: timeout}
 	c.buf = bufio.NewWriterSize(meteredWriter{c}, 64<<10)
 	c.w = wire.NewWriter(c.buf)
@@ -170,6 +171,9 @@ func (c *Conn) read() (wire.Message, error) {
 	return m, err
 }
 
+// minTimeout keeps the intervals that are derived from a timeout sane.
+const minTimeout = 10 * time.Millisecond
+
 // errFinished ends a session that came to its end.
 var errFinished = errors.New("finished")
 
@@ -195,10 +199,13 @@ type link struct {
 	over bool       // no more messages are to be handled
 }
 
-func newLink(c *Conn, own, peer *counters) *link {
+// newLink returns the link of a session in blocks of blockSize bytes, of which
+// what waits to be written must not hold too many.
+func newLink(c *Conn, own, peer *counters, blockSize int) *link {
+	const held = 2 << 20
 	return &link{Conn: c, own: own, peer: peer,
 		urgent: make(chan wire.Message, 16),
-		bulk:   make(chan wire.Message, 16),
+		bulk:   make(chan wire.Message, max(2, min(16, held/blockSize))),
 		ended:  make(chan struct{}),
 	}
 }

@@ -16,8 +16,12 @@ import (
 // pages of many blocks take a good part less than each alone.
 const patchBytes = 256 << 10
 
-// workers returns how many goroutines work on blocks.
-func workers() int { return max(2, min(16, runtime.GOMAXPROCS(0))) }
+// workers returns how many goroutines work on blocks of a size. Each holds a few
+// blocks, so it is fewer with large ones than there are cores.
+func workers(blockSize int) int {
+	const held = 4 << 20
+	return max(2, min(16, runtime.GOMAXPROCS(0), held/blockSize))
+}
 
 // A coder packs blocks for the wire. It may be used by many goroutines.
 type coder struct {
@@ -28,7 +32,7 @@ type coder struct {
 }
 
 func newCoder(g merkle.Geometry, img Source, accept *wire.Accept, plain bool) (*coder, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(workers()),
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(workers(g.BlockSize())),
 		zstd.WithWindowSize(512<<10), zstd.WithEncoderCRC(false)) // the leaves judge what arrives
 	if err != nil {
 		return nil, fmt.Errorf("setting up compression: %w", err)

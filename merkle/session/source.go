@@ -61,9 +61,9 @@ func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error)
 		return s.result(c), errors.Join(err, c.Close())
 	}
 	s.coder = coder
-	s.link = newLink(c, s.n, &opt.Monitor.target)
+	s.link = newLink(c, s.n, &opt.Monitor.target, s.g.BlockSize())
 	work := []func(context.Context) error{s.scan, s.coordinate}
-	for range workers() {
+	for range workers(s.g.BlockSize()) {
 		work = append(work, s.work)
 	}
 	err = s.link.run(ctx, s.receive, work...)

@@ -37,15 +37,15 @@ func Receive(ctx context.Context, c *Conn, img Target, opt Options) (Result, err
 	if err := c.interruptible(ctx, func() error { return t.greet(c) }); err != nil {
 		return t.result(c), err
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers()),
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers(t.g.BlockSize())),
 		zstd.WithDecoderMaxMemory(wire.MaxPayload), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return t.result(c), errors.Join(fmt.Errorf("setting up decompression: %w", err), c.Close())
 	}
 	defer dec.Close()
 	t.dec = dec
-	t.link = newLink(c, t.n, &opt.Monitor.source)
-	n := workers()
+	t.link = newLink(c, t.n, &opt.Monitor.source, t.g.BlockSize())
+	n := workers(t.g.BlockSize())
 	if opt.Sequential {
 		n = 1
 	}
