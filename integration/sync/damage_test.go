@@ -71,7 +71,7 @@ func TestCorruptSource(t *testing.T) {
 	}
 	for _, target := range []string{b.nearPath("new"), "beta:" + b.farPath("new")} {
 		untouched(t, b.there, func() {
-			fails(t, b.run(t, b.alpha("image"), target), failed, b.farPath("image"), "1179639")
+			fails(t, b.run(t, "--source-format", "spgz", b.alpha("image"), target), failed, b.farPath("image"), "1179639")
 		})
 	}
 	noStore(t, b.here)
