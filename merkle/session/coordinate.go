@@ -91,7 +91,7 @@ func (s *source) region(i int64) *sourceRegion {
 
 func (s *source) takeRoots(m *wire.Roots) error {
 	end := m.First + int64(len(m.Hashes))
-	if m.First != s.roots || end > s.held() || end > s.through.get()+window {
+	if m.First != s.roots || end > heldRegions(s.g, s.accept.Held) || end > s.through.get()+window {
 		return fmt.Errorf("the target sent roots of regions %d to %d where %d was due", m.First, end, s.roots)
 	}
 	for i, root := range m.Hashes {

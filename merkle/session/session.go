@@ -222,6 +222,13 @@ func agree(img Target, preferred int) (int, error) {
 	return bs, nil
 }
 
+// heldRegions returns the number of regions in which a target that holds so many
+// bytes has any content. Roots are sent for those, by agreement of both sides.
+func heldRegions(g merkle.Geometry, held int64) int64 {
+	region := int64(g.BlockSize()) * merkle.RegionBlocks
+	return (min(held, g.Size()) + region - 1) / region
+}
+
 // defaultSlot is the block size of the spgz library: 128 KiB with the flag byte.
 const defaultSlot = 128<<10 - 1
 

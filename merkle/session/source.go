@@ -188,18 +188,11 @@ func weigh(m wire.Message) (int64, error) {
 	return 0, fmt.Errorf("the target sent a %T out of turn", m)
 }
 
-// held returns the number of regions that the target has any content of.
-func (s *source) held() int64 {
-	bytes := min(s.accept.Held, s.g.Size())
-	region := int64(s.g.BlockSize()) * merkle.RegionBlocks
-	return (bytes + region - 1) / region
-}
-
 // scan reads the image once. Regions that the target has are compared; what lies
 // behind them is sent as it is read.
 func (s *source) scan(ctx context.Context) error {
 	var acc merkle.Accumulator
-	held := s.held()
+	held := heldRegions(s.g, s.accept.Held)
 	emit := func(r merkle.Region) error {
 		if err := s.through.reach(ctx, r.Index-window+1); err != nil {
 			return err

@@ -113,7 +113,7 @@ func (t *target) greet(c *Conn) error {
 		return err
 	}
 	t.hello = hello
-	if id := t.img.Identity(); id == image.Identity(hello.Identity) && id != (image.Identity{}) {
+	if t.img.Identity().Same(hello.Identity) {
 		return c.fail(refusal("source and target are the same file or device"))
 	}
 	bs, err := agree(t.img, hello.BlockSize)
@@ -129,8 +129,7 @@ func (t *target) greet(c *Conn) error {
 	t.mon.size.Store(hello.Size)
 	t.accept = &wire.Accept{BlockSize: bs, Held: t.img.Held(), Slots: t.img.Format() == image.Spgz}
 	rand.Read(t.accept.Key[:]) // never fails
-	region := int64(bs) * merkle.RegionBlocks
-	t.held = (min(t.accept.Held, hello.Size) + region - 1) / region
+	t.held = heldRegions(t.g, t.accept.Held)
 	return c.write(t.accept)
 }
 
