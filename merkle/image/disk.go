@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"sync/atomic"
 	"syscall"
 
@@ -26,7 +25,7 @@ const (
 // kernel knows of holes. The offset of the file itself is never relied upon, so
 // all methods may be called by many goroutines at once.
 type disk struct {
-	f      *os.File
+	f      file
 	path   string      // for messages
 	info   fs.FileInfo // when it was opened
 	device bool
@@ -37,7 +36,7 @@ type disk struct {
 	noSeek, noPunch atomic.Bool
 }
 
-func newDisk(f *os.File, path string) (*disk, error) {
+func newDisk(f file, path string) (*disk, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", path, cause(err))
@@ -49,7 +48,7 @@ func newDisk(f *os.File, path string) (*disk, error) {
 	d.device = true
 	d.noSeek.Store(true)
 	var sector int64
-	if d.held, sector, err = deviceSize(f); err != nil {
+	if d.held, sector, err = f.Device(); err != nil {
 		return nil, fmt.Errorf("image %s: finding the size of the device: %w", path, cause(err))
 	}
 	d.align = max(grain, sector)
@@ -95,7 +94,7 @@ func (d *disk) size() (int64, error) {
 // off that is not a hole, or io.EOF.
 func (d *disk) nextData(off int64) (merkle.Extent, error) {
 	if !d.noSeek.Load() {
-		e, err := seekData(d.f, off)
+		e, err := d.f.NextData(off)
 		if err == nil || err == io.EOF {
 			return e, err
 		}
@@ -150,13 +149,13 @@ func (d *disk) zero(off, end int64) error {
 // errors.ErrUnsupported where that is not possible.
 func (d *disk) release(off, end int64) error {
 	if d.device {
-		return zeroDevice(d.f, off, end)
+		return d.f.Zero(off, end)
 	}
 	some, err := d.holds(off, end)
 	if err != nil || !some {
 		return err
 	}
-	return punchFile(d.f, off, end)
+	return d.f.Zero(off, end)
 }
 
 // writeZeros writes zeros over the data from off to end. Holes stay holes.
@@ -204,13 +203,13 @@ func (d *disk) sync() error {
 	return nil
 }
 
-func (d *disk) identity() Identity { return identify(d.f, d.info) }
+func (d *disk) identity() Identity { return d.f.Identity() }
 
 func (d *disk) allocated() (int64, error) {
 	if d.device {
 		return d.held, nil
 	}
-	n, err := allocated(d.f)
+	n, err := d.f.Allocated()
 	if err != nil {
 		return 0, fmt.Errorf("image %s: finding its allocated size: %w", d.path, cause(err))
 	}

@@ -28,9 +28,9 @@ const (
 // because the image may be replaced while it is held, and it goes with the
 // process that holds it. The file has one line: process id, host, since when.
 type lock struct {
-	root *os.Root
+	root folder
 	name string
-	f    *os.File
+	f    file
 }
 
 // errLockMoved says that the lock file, or its folder, was removed while it was
@@ -73,7 +73,7 @@ func tryLock(p *Place) (*lock, error) {
 }
 
 func (l *lock) take(path string) error {
-	got, err := lockFile(l.f)
+	got, err := l.f.Lock(exclusive)
 	if err != nil {
 		return fmt.Errorf("image %s: locking %s: %w", path, l.name, cause(err))
 	}
@@ -84,7 +84,7 @@ func (l *lock) take(path string) error {
 	if err != nil {
 		return fmt.Errorf("image %s: locking %s: %w", path, l.name, cause(err))
 	}
-	if there, err := l.root.Lstat(l.name); err != nil || !os.SameFile(mine, there) {
+	if there, err := l.root.Lstat(l.name); err != nil || !l.root.Same(mine, there) {
 		return errLockMoved
 	}
 	if err := l.sign(); err != nil {
@@ -102,7 +102,7 @@ func (l *lock) sign() error {
 	if err := l.f.Truncate(0); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(l.f, "%d %s %s\n", os.Getpid(), host, time.Now().Format(time.RFC3339))
+	_, err = l.f.WriteAt(fmt.Appendf(nil, "%d %s %s\n", os.Getpid(), host, time.Now().Format(time.RFC3339)), 0)
 	return err
 }
 
@@ -148,4 +148,4 @@ func (l *lock) release() error {
 
 // dropFolder removes the store's folder if it is empty. If it is not, other
 // images need it; any other trouble with it is not worth failing for either.
-func dropFolder(root *os.Root) { _ = root.Remove(storeFolder) }
+func dropFolder(root folder) { _ = root.Remove(storeFolder) }

@@ -13,7 +13,7 @@ import (
 // name in it. Whoever swaps a part of the path for a symbolic link after the
 // Place was made achieves nothing.
 type Place struct {
-	root *os.Root
+	root folder
 	name string
 	path string
 }
@@ -39,7 +39,7 @@ func Locate(path string) (*Place, error) {
 	if err != nil {
 		return nil, folderError(path, dir, err)
 	}
-	return newPlace(root, name, path), nil
+	return newPlace(osFolder{root}, name, path), nil
 }
 
 // LocateIn returns the place that path names beneath root, and nothing else is
@@ -59,10 +59,10 @@ func LocateIn(root *os.Root, path string) (*Place, error) {
 	if err != nil {
 		return nil, folderError(path, dir, err)
 	}
-	return newPlace(folder, name, path), nil
+	return newPlace(osFolder{folder}, name, path), nil
 }
 
-func newPlace(root *os.Root, name, path string) *Place {
+func newPlace(root folder, name, path string) *Place {
 	if path == "" {
 		path = "." // an empty name would be invisible in a message
 	}
@@ -158,7 +158,7 @@ func (p *Place) open(flag int, want fs.FileInfo) (*disk, error) {
 		return nil, p.openError(flag, err)
 	}
 	d, err := newDisk(f, p.path)
-	if err == nil && !os.SameFile(d.info, want) {
+	if err == nil && !p.root.Same(d.info, want) {
 		err = refuse(ErrChanged, "image %s: was replaced while it was opened", p.path)
 	}
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/crypto/blake2b"
 	"golang.org/x/sys/unix"
@@ -47,16 +48,17 @@ func allocated(f *os.File) (int64, error) {
 
 func isBusy(err error) bool { return errors.Is(err, unix.EBUSY) }
 
-// lockFile takes the exclusive lock on f, or reports false where another holds
-// it. The lock goes with the process.
-func lockFile(f *os.File) (bool, error) {
+// lockFile takes a lock on f, or reports false where another holds one that
+// excludes it. The lock goes with the process.
+func lockFile(f *os.File, how lockMode) (bool, error) {
+	op := unix.LOCK_NB | map[lockMode]int{unlocked: unix.LOCK_UN, shared: unix.LOCK_SH, exclusive: unix.LOCK_EX}[how]
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return false, err
 	}
 	var failed error
 	err = conn.Control(func(fd uintptr) {
-		failed = unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB)
+		failed = unix.Flock(int(fd), op)
 	})
 	if errors.Is(failed, unix.EWOULDBLOCK) {
 		return false, nil
@@ -67,6 +69,32 @@ func lockFile(f *os.File) (bool, error) {
 	return true, nil
 }
 
+// setModified sets the modification time of f to the microsecond.
+func setModified(f *os.File, t time.Time) error {
+	now := unix.NsecToTimeval(t.UnixNano())
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = conn.Control(func(fd uintptr) {
+		failed = unix.Futimes(int(fd), []unix.Timeval{now, now})
+	})
+	return errors.Join(err, failed)
+}
+
+func inode(f *os.File) uint64 {
+	info, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0
+	}
+	return uint64(st.Ino)
+}
+
 // syncFolder makes the names in a folder durable.
 func syncFolder(root *os.Root, name string) error {
 	folder, err := root.Open(name)
@@ -74,4 +102,15 @@ func syncFolder(root *os.Root, name string) error {
 		return err
 	}
 	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// freeSpace returns how many bytes a folder's file system has left for us.
+func freeSpace(root *os.Root) (int64, error) {
+	folder, err := root.Open(".")
+	if err != nil {
+		return 0, err
+	}
+	var st unix.Statfs_t
+	err = unix.Fstatfs(int(folder.Fd()), &st)
+	return int64(min(uint64(st.Bavail)*uint64(st.Bsize), 1<<62)), errors.Join(err, folder.Close())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/crypto/blake2b"
 	"golang.org/x/sys/windows"
@@ -36,17 +37,48 @@ func allocated(f *os.File) (int64, error) {
 
 func isBusy(err error) bool { return errors.Is(err, windows.ERROR_BUSY) }
 
-// lockFile takes the exclusive lock on f, or reports false where another holds
-// it. What is locked lies far behind the end of any file, because here a lock
-// also keeps others from reading.
-func lockFile(f *os.File) (bool, error) {
+// lockFile takes a lock on f, or reports false where another holds one that
+// excludes it. What is locked lies far behind the end of any file, because here
+// a lock also keeps others from reading.
+func lockFile(f *os.File, how lockMode) (bool, error) {
 	at := windows.Overlapped{OffsetHigh: 1 << 30}
-	err := windows.LockFileEx(windows.Handle(f.Fd()),
-		windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &at)
+	// A lock is not replaced but added, so what was held goes first.
+	if err := windows.UnlockFileEx(windows.Handle(f.Fd()), 0, 1, 0, &at); err != nil && !errors.Is(err, windows.ERROR_NOT_LOCKED) {
+		return false, err
+	}
+	if how == unlocked {
+		return true, nil
+	}
+	var flags uint32 = windows.LOCKFILE_FAIL_IMMEDIATELY
+	if how == exclusive {
+		flags |= windows.LOCKFILE_EXCLUSIVE_LOCK
+	}
+	err := windows.LockFileEx(windows.Handle(f.Fd()), flags, 0, 1, 0, &at)
 	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
 		return false, nil
 	}
 	return err == nil, err
+}
+
+func setModified(f *os.File, t time.Time) error { return os.Chtimes(f.Name(), t, t) }
+
+func inode(f *os.File) uint64 {
+	var info windows.ByHandleFileInformation
+	if windows.GetFileInformationByHandle(windows.Handle(f.Fd()), &info) != nil {
+		return 0
+	}
+	return uint64(info.FileIndexHigh)<<32 | uint64(info.FileIndexLow)
+}
+
+// freeSpace returns how many bytes a folder's file system has left for us.
+func freeSpace(root *os.Root) (int64, error) {
+	name, err := windows.UTF16PtrFromString(root.Name())
+	if err != nil {
+		return 0, err
+	}
+	var free uint64
+	err = windows.GetDiskFreeSpaceEx(name, &free, nil, nil)
+	return int64(min(free, 1<<62)), err
 }
 
 // syncFolder does nothing: folders cannot be synced here.

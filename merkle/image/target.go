@@ -168,7 +168,7 @@ func (t *Target) openFile(info fs.FileInfo) error {
 	}
 	if !t.opts.DryRun {
 		// Besides the lock file: two writers may see the folder differently.
-		got, err := lockFile(t.disk.f)
+		got, err := t.disk.f.Lock(exclusive)
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("image %s: locking it: %w", t.place.path, cause(err))
 		}
@@ -380,7 +380,7 @@ func (t *Target) publish() error {
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("image %s: %w", t.place.path, cause(err))
-	case err == nil && (t.replaces == nil || !os.SameFile(now, t.replaces) || now.Size() != 0):
+	case err == nil && (t.replaces == nil || !root.Same(now, t.replaces) || now.Size() != 0):
 		return t.appeared()
 	}
 	if err := root.Rename(partial, name); err != nil {
@@ -405,7 +405,7 @@ func (t *Target) dropPartial() error {
 
 func (t *Target) syncFolders() error {
 	for _, folder := range []string{".", storeFolder} {
-		if err := syncFolder(t.place.root, folder); err != nil && !errors.Is(err, syscall.EINVAL) {
+		if err := t.place.root.Sync(folder); err != nil && !errors.Is(err, syscall.EINVAL) {
 			return fmt.Errorf("image %s: making its name durable: %w", t.place.path, cause(err))
 		}
 	}
