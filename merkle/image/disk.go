@@ -203,6 +203,16 @@ func (d *disk) sync() error {
 	return nil
 }
 
+// lock takes a lock on the file itself, if the file system has such a thing.
+func (d *disk) lock(how lockMode) (bool, error) { return d.f.Lock(how) }
+
+func (d *disk) unlock() error {
+	if _, err := d.f.Lock(unlocked); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("image %s: unlocking it: %w", d.path, cause(err))
+	}
+	return nil
+}
+
 func (d *disk) identity() Identity { return d.f.Identity() }
 
 func (d *disk) allocated() (int64, error) {
@@ -217,8 +227,13 @@ func (d *disk) allocated() (int64, error) {
 }
 
 func (d *disk) fail(doing string, off int64, err error) error {
+	return fmt.Errorf("image %s: %s at offset %d: %w", d.path, doing, off, spaceError(err))
+}
+
+// spaceError is cause, in words that say what to do about a full disk.
+func spaceError(err error) error {
 	if errors.Is(err, syscall.ENOSPC) {
-		return fmt.Errorf("image %s: no space left on its file system, %s at offset %d: %w", d.path, doing, off, cause(err))
+		return fmt.Errorf("no space left on its file system: %w", cause(err))
 	}
-	return fmt.Errorf("image %s: %s at offset %d: %w", d.path, doing, off, cause(err))
+	return cause(err)
 }

@@ -70,6 +70,14 @@ type file interface {
 	Identity() Identity
 	Inode() uint64
 
+	// Writes returns a number that is another one as soon as anything has been
+	// written to a block device, as far as the system can tell. The error
+	// matches errors.ErrUnsupported if it cannot.
+	Writes() (uint64, error)
+
+	// DeviceName returns a name under which a block device can be found again.
+	DeviceName() (string, error)
+
 	// Device returns the size of a block device and of its logical sectors.
 	Device() (size, sector int64, err error)
 }
@@ -106,6 +114,8 @@ func (o osFile) Lock(how lockMode) (bool, error)           { return lockFile(o.F
 func (o osFile) SetModified(t time.Time) error             { return setModified(o.File, t) }
 func (o osFile) Allocated() (int64, error)                 { return allocated(o.File) }
 func (o osFile) Device() (size, sector int64, err error)   { return deviceSize(o.File) }
+func (o osFile) Writes() (uint64, error)                   { return deviceWrites(o.File) }
+func (o osFile) DeviceName() (string, error)               { return deviceName(o.File) }
 func (o osFile) Inode() uint64                             { return inode(o.File) }
 
 func (o osFile) Zero(off, end int64) error {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/diskrsync/diskrsync/merkle"
 )
@@ -83,6 +84,11 @@ const (
 
 	// ErrChanged matches an image that changed under our feet.
 	ErrChanged = refusal("changed while in use")
+
+	// ErrIncomplete matches an image of which it is known that its content is
+	// not what it should be: an update in place was interrupted, or blocks were
+	// found to be bad.
+	ErrIncomplete = refusal("incomplete")
 )
 
 // refused is a refusal in words. The words stand alone: those of its kind are
@@ -126,15 +132,32 @@ type Image interface {
 	Format() Format
 
 	// BlockSize returns the number of bytes of content in a slot of an spgz
-	// image, 0 for other formats.
+	// image, else the block size in which hashes are stored, else 0.
 	BlockSize() int
 
+	// Hashes returns what is known of the content in blocks of a size, without
+	// reading it.
+	Hashes(blockSize int) Hashes
+
 	Identity() Identity
+
+	// Modified returns when the content was changed last: what the source of
+	// the sync said, or else when the file was modified. It is the zero Time
+	// for a device.
+	Modified() time.Time
+
+	// State tells what the store has about the image.
+	State() State
 
 	// Changed returns nil, or an error that matches ErrChanged if the size or
 	// the modification time of the file is no longer what it was when it was
 	// opened. Devices have neither and never report a change.
 	Changed() error
+
+	// RecordBad stores that blocks, of the size that BlockSize returns, are not
+	// what they should be, so that the next sync fetches them. It does nothing
+	// if no hashes are stored, and fails with ErrInUse while someone writes.
+	RecordBad(blocks []int64) error
 
 	// Allocated returns the number of bytes that the image takes on the disk.
 	Allocated() (int64, error)
@@ -143,6 +166,30 @@ type Image interface {
 	Note() string
 
 	Close() error
+}
+
+// Hashes are what is known of the tree of an image without reading it.
+type Hashes interface {
+	// Root returns the root of a region, or false if it is not known.
+	Root(region int64) (merkle.Hash, bool)
+
+	// Leaves returns the leaves of a region, nil for zeros, or false if they
+	// are not known. They hash to what Root returns, and belong to the caller.
+	Leaves(region int64) ([]merkle.Hash, bool)
+}
+
+// A State is what the store has about an image. The zero State is that of an
+// image without a store.
+type State struct {
+	Stored     bool        // hashes are stored, and are those of the image as it is
+	Digest     merkle.Hash // of the content, if Stored and nothing is bad
+	Generation int64       // how often the image was committed, if Stored
+	Synced     time.Time   // when that was last, if Stored
+
+	Bad        int64 // blocks that are known to be wrong
+	Incomplete bool  // an update in place was interrupted: the content is a mixture
+	Kept       int64 // bytes of content that an interrupted run has left
+	Waiting    int64 // bytes of the journal that are yet to be put into the image
 }
 
 // content is a format at work. Its size is that of the content as seen by the
@@ -160,93 +207,6 @@ type content interface {
 
 	// settle gives the file the length that makes it hold Size bytes.
 	settle() error
-}
-
-// Open opens the image at p for reading. The caller closes the image; p may be
-// closed before.
-func Open(p *Place, c Choice) (Image, error) { return openImage(p, c, openSlots) }
-
-// OpenDamaged is Open for an image that is to be examined. An spgz image whose
-// last block cannot be decoded, and whose size is therefore not known, opens as
-// if that block were full; reading it fails with a *CorruptError.
-func OpenDamaged(p *Place, c Choice) (Image, error) { return openImage(p, c, openAnySlots) }
-
-func openImage(p *Place, c Choice, slots func(*disk) (*slots, error)) (Image, error) {
-	info, err := p.stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return nil, fmt.Errorf("image %s: is a folder, not an image", p.path)
-	}
-	if c == AsSpgz && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("image %s: is not a regular file and so no spgz image", p.path)
-	}
-	d, err := p.open(os.O_RDONLY, info)
-	if err != nil {
-		return nil, err
-	}
-	im, err := readImage(d, c, slots)
-	if err != nil {
-		return nil, errors.Join(err, d.f.Close())
-	}
-	return im, nil
-}
-
-func readImage(d *disk, c Choice, slots func(*disk) (*slots, error)) (Image, error) {
-	im := &reader{disk: d, format: Device}
-	if d.device {
-		im.content = &flat{disk: d, length: d.held}
-		return im, nil
-	}
-	var err error
-	if im.format, im.note, err = detect(d, c); err != nil {
-		return nil, err
-	}
-	if im.format == Raw {
-		im.content = &flat{disk: d, length: d.held}
-		return im, nil
-	}
-	s, err := slots(d)
-	if err != nil {
-		return nil, err
-	}
-	im.content = s
-	return im, nil
-}
-
-// reader implements Image.
-type reader struct {
-	content
-	disk   *disk
-	format Format
-	note   string
-}
-
-func (r *reader) Format() Format            { return r.format }
-func (r *reader) Identity() Identity        { return r.disk.identity() }
-func (r *reader) Note() string              { return r.note }
-func (r *reader) Allocated() (int64, error) { return r.disk.allocated() }
-func (r *reader) Close() error              { return r.disk.f.Close() }
-
-func (r *reader) Changed() error {
-	if r.disk.device {
-		return nil
-	}
-	then := r.disk.info
-	now, err := r.disk.f.Stat()
-	if err != nil {
-		return fmt.Errorf("image %s: looking for changes: %w", r.disk.path, cause(err))
-	}
-	if now.Size() != then.Size() {
-		return refuse(ErrChanged, "image %s: changed while it was read: its file had %d bytes and has %d now",
-			r.disk.path, then.Size(), now.Size())
-	}
-	if !now.ModTime().Equal(then.ModTime()) {
-		return refuse(ErrChanged, "image %s: changed while it was read: it was modified at %s",
-			r.disk.path, now.ModTime().Format("2006-01-02 15:04:05.000000000"))
-	}
-	return nil
 }
 
 // cause strips the system call and the name from an error of package os: our

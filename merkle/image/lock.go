@@ -6,19 +6,19 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"time"
 )
 
 const (
-	// storeFolder lies beside the images of a folder.
-	storeFolder = ".diskrsync"
-
 	// lockTries bounds how often the lock is tried for: each time, a writer
 	// that just ended has removed the file in between.
 	lockTries = 100
+
+	// lockPause is what is waited for another to let go of a lock that is only
+	// held for a moment.
+	lockPause = 5 * time.Millisecond
 
 	// holderSize bounds what is read of who holds a lock.
 	holderSize = 512
@@ -37,36 +37,31 @@ type lock struct {
 // being locked: its holder is done, and a lock on it would exclude nobody.
 var errLockMoved = errors.New("lock file was removed while it was being locked")
 
-// partialName and lockName return where the files of an image lie.
-func partialName(name string) string { return path.Join(storeFolder, name+".partial") }
-func lockName(name string) string    { return path.Join(storeFolder, name+".lock") }
-
-// takeLock locks the image at p. It fails with ErrInUse if another writer holds
-// it.
-func takeLock(p *Place) (*lock, error) {
+// takeLock locks an image. It fails with ErrInUse if another writer holds it.
+func takeLock(s *store) (*lock, error) {
 	var err error
 	for range lockTries {
 		var l *lock
-		if l, err = tryLock(p); !errors.Is(err, errLockMoved) {
+		if l, err = tryLock(s); !errors.Is(err, errLockMoved) {
 			return l, err
 		}
 	}
-	return nil, fmt.Errorf("image %s: taking its lock: %w", p.path, err)
+	return nil, fmt.Errorf("image %s: taking its lock: %w", s.path, err)
 }
 
-func tryLock(p *Place) (*lock, error) {
-	if err := p.root.Mkdir(storeFolder, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("image %s: making the folder %s beside it: %w", p.path, storeFolder, cause(err))
+func tryLock(s *store) (*lock, error) {
+	if err := s.makeFolder(); err != nil {
+		return nil, err
 	}
-	l := &lock{root: p.root, name: lockName(p.name)}
+	l := &lock{root: s.root, name: s.file(kindLock)}
 	var err error
-	if l.f, err = p.root.OpenFile(l.name, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	if l.f, err = s.root.OpenFile(l.name, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, errLockMoved
 		}
-		return nil, fmt.Errorf("image %s: opening its lock file %s: %w", p.path, l.name, cause(err))
+		return nil, fmt.Errorf("image %s: opening its lock file %s: %w", s.path, l.name, cause(err))
 	}
-	if err := l.take(p.path); err != nil {
+	if err := l.take(s.path); err != nil {
 		return nil, errors.Join(err, l.f.Close())
 	}
 	return l, nil
@@ -137,6 +132,9 @@ func inUse(path, holder string) error {
 // release removes the lock file while it is still locked, so that whoever opens
 // it from now on finds that it is gone, and the folder if nothing else is in it.
 func (l *lock) release() error {
+	if l == nil {
+		return nil
+	}
 	err := l.root.Remove(l.name)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil

@@ -118,7 +118,7 @@ func (p *Place) Close() error { return p.root.Close() }
 func (p *Place) stat() (fs.FileInfo, error) {
 	info, err := p.root.Lstat(p.name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &missingError{p.path}
+		return nil, &missingError{path: p.path}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", p.path, cause(err))
@@ -134,9 +134,9 @@ func (p *Place) stat() (fs.FileInfo, error) {
 }
 
 // A missingError says that there is no image. It matches fs.ErrNotExist.
-type missingError struct{ path string }
+type missingError struct{ path, more string }
 
-func (e *missingError) Error() string        { return fmt.Sprintf("image %s: no such file", e.path) }
+func (e *missingError) Error() string        { return fmt.Sprintf("image %s: no such file%s", e.path, e.more) }
 func (e *missingError) Is(target error) bool { return target == fs.ErrNotExist }
 
 func kindOf(mode fs.FileMode) string {

@@ -79,18 +79,26 @@ func (s *slots) storeSlot(i int64, slot []byte) error {
 	if len(slot) == 0 {
 		return s.zero(s.slot(i), s.slot(i+1))
 	}
-	e := s.block(i)
-	switch {
-	case int64(len(slot)) > s.slotSize():
-		return fmt.Errorf("image %s: block %d: a slot of %d bytes, %d are the most", s.path, i, len(slot), s.slotSize())
-	case slot[0] == flagGzip:
-	case slot[0] == flagRaw && int64(len(slot))-1 == e.Length:
-	case slot[0] == flagRaw:
-		return fmt.Errorf("image %s: block %d: a slot with %d bytes for a block of %d", s.path, i, len(slot)-1, e.Length)
-	default:
-		return fmt.Errorf("image %s: block %d: unknown slot flag %d", s.path, i, slot[0])
+	if err := checkSlot(slot, s.block(i).Length, s.blockSize); err != nil {
+		return fmt.Errorf("image %s: block %d: %w", s.path, i, err)
 	}
 	return s.writeSlot(i, slot)
+}
+
+// checkSlot checks what can be checked of the slot of a block of a length without
+// decoding it. An empty slot is a block of zeros.
+func checkSlot(slot []byte, length int64, blockSize int) error {
+	switch {
+	case len(slot) > blockSize+1:
+		return fmt.Errorf("a slot of %d bytes, %d are the most", len(slot), blockSize+1)
+	case len(slot) == 0, slot[0] == flagGzip:
+	case slot[0] == flagRaw && int64(len(slot))-1 == length:
+	case slot[0] == flagRaw:
+		return fmt.Errorf("a slot with %d bytes for a block of %d", len(slot)-1, length)
+	default:
+		return fmt.Errorf("unknown slot flag %d", slot[0])
+	}
+	return nil
 }
 
 // Punch makes a range read as zeros. The slots of whole blocks become holes.

@@ -24,4 +24,8 @@ func deviceSize(*os.File) (size, sector int64, err error) {
 
 func zeroDevice(_ *os.File, _, _ int64) error { return errors.ErrUnsupported }
 
+func deviceWrites(*os.File) (uint64, error) { return 0, errors.ErrUnsupported }
+
+func deviceName(*os.File) (string, error) { return "", errors.ErrUnsupported }
+
 func machine() (string, error) { return os.Hostname() }

@@ -112,5 +112,9 @@ func freeSpace(root *os.Root) (int64, error) {
 	}
 	var st unix.Statfs_t
 	err = unix.Fstatfs(int(folder.Fd()), &st)
+	if st.Blocks == 0 {
+		// A file system that does not count its blocks, such as ramfs.
+		st.Bavail, st.Bsize = 1<<62, 1
+	}
 	return int64(min(uint64(st.Bavail)*uint64(st.Bsize), 1<<62)), errors.Join(err, folder.Close())
 }

@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"syscall"
+	"time"
+
+	"github.com/docker/go-units"
 
 	"github.com/diskrsync/diskrsync/merkle"
 )
@@ -18,30 +22,60 @@ type TargetOptions struct {
 	// DryRun promises that nothing will be written. Nothing is opened for
 	// writing, created or locked, and the methods that write fail.
 	DryRun bool
+
+	// InPlace changes an existing image as the blocks come, which takes no
+	// space for a journal. Until the Commit it is marked as incomplete.
+	InPlace bool
+
+	// Checksum believes no stored hashes.
+	Checksum bool
+
+	// StateDir is a folder for what is stored about devices. If it is not given,
+	// a device is only marked as incomplete while it is written, in a folder of
+	// the system's, and nothing is believed of what it held before.
+	StateDir string
 }
 
 // A Target is an image about to receive a sync. It is used in this order:
 // OpenTarget, Begin, reads and writes, Commit, Close.
 //
-// Between Begin and Commit, ReadAt, NextData, WriteAt, WriteSlot and Punch may be
-// called by many goroutines at once as long as they write distinct blocks of the
-// size given to Begin and do not read one that is being written.
+// Between Begin and Commit its methods may be called by many goroutines at once,
+// as long as each block is put or punched at most once and not read meanwhile.
+// Without a Commit, what was written counts as held when the image is next
+// opened as a target, and is not seen by anyone else; but for an image that is
+// changed in place.
 type Target struct {
-	place  *Place
-	opts   TargetOptions
-	format Format
-	note   string
-	held   int64
+	place   *Place
+	store   *store
+	opts    TargetOptions
+	format  Format
+	note    string
+	held    int64
+	kept    int64
+	dropped int64 // like kept, of what could not be gone on with
 
 	lock *lock
-	disk *disk   // nil as long as there is no file
-	body content // never nil
+	disk *disk   // the image or the partial file, nil as long as there is none
+	body content // what is in there, never nil
+	tree *tree   // nil if nothing is believed
 
-	fresh    bool        // the image is new: written as a partial file
-	replaces fs.FileInfo // the empty file that a new image replaces, or nil
-	empty    Identity    // of that file
-	partial  bool        // the partial file exists
-	stage    stage
+	way        way
+	fresh      bool     // there is no image yet
+	empty      Identity // of the empty file that a new image replaces
+	broken     bool     // the image is incomplete
+	generation int64
+
+	g      merkle.Geometry
+	view   *overlay
+	hashes *hashes
+	stage  stage
+	stop   chan struct{} // ends the goroutine that makes things durable
+	tick   sync.WaitGroup
+
+	mu     sync.Mutex
+	j      *journal  // what lay there, or was made since; may be nil
+	rec    *recorder // nil until something is recorded
+	failed error     // what ended all writing
 }
 
 // A stage is how far a Target has come.
@@ -57,12 +91,29 @@ const (
 // errNotBegun is what writing to an image that does not exist fails with.
 var errNotBegun = errors.New("the target was written to before Begin")
 
+// A Block is the content of a block.
+type Block struct {
+	Index int64
+	Leaf  merkle.Hash
+	Data  []byte
+
+	// Changed are the extents of Data that differ from what the target has. If
+	// there are none, all of it may differ.
+	Changed []merkle.Extent
+
+	// Slot, if set, is the slot of an spgz image that holds the block, as
+	// EncodeSlot made it. The caller has decoded it: here nothing but its flag
+	// and length is checked.
+	Slot []byte
+}
+
 // OpenTarget opens the image at p to receive a sync, or prepares for a new one.
-// It fails with ErrInUse if another writer has it or the device is mounted, and
-// with ErrRefused if the image is spgz but o asks for a raw one. The caller
-// closes the target, and only then p.
+// What an earlier run has left is completed, if it was committed, or else
+// continued. It fails with ErrInUse if another writer has the image or the
+// device is mounted, and with ErrRefused if the image is spgz but o asks for a
+// raw one. The caller closes the target, and only then p.
 func OpenTarget(p *Place, o TargetOptions) (*Target, error) {
-	t := &Target{place: p, opts: o}
+	t := &Target{place: p, store: newStore(p), opts: o}
 	if err := t.open(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -78,13 +129,17 @@ func (t *Target) open() error {
 		return t.openDevice(info)
 	}
 	if !t.opts.DryRun {
-		if err := t.takeLock(info != nil); err != nil {
+		if t.lock, err = takeLock(t.store); err != nil {
 			return err
 		}
-		// Another writer may have put the image into place until we had the lock.
-		if info, err = t.stat(); err != nil {
-			return err
-		}
+	}
+	if err := t.takeOver(); err != nil {
+		return err
+	}
+	// Another writer may have put the image into place until we had the lock, or
+	// we have just now.
+	if info, err = t.stat(); err != nil {
+		return err
 	}
 	if info == nil || info.Size() == 0 {
 		return t.openNew(info)
@@ -107,52 +162,6 @@ func (t *Target) stat() (fs.FileInfo, error) {
 	return info, nil
 }
 
-// takeLock locks the image and removes what a writer that died has left behind.
-func (t *Target) takeLock(exists bool) error {
-	l, err := takeLock(t.place)
-	if err != nil {
-		if exists && errors.Is(err, fs.ErrPermission) {
-			return nil // the image's own lock must do: see openFile
-		}
-		return err
-	}
-	t.lock = l
-	if err := t.place.root.Remove(partialName(t.place.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("image %s: removing the partial file of an earlier run: %w", t.place.path, cause(err))
-	}
-	return nil
-}
-
-func (t *Target) openNew(replaces fs.FileInfo) error {
-	if replaces != nil {
-		d, err := t.place.open(os.O_RDONLY, replaces)
-		if err != nil {
-			return err
-		}
-		t.empty = d.identity()
-		if err := d.f.Close(); err != nil {
-			return fmt.Errorf("image %s: closing it: %w", t.place.path, cause(err))
-		}
-	}
-	t.fresh, t.replaces = true, replaces
-	t.body = &blank{}
-	t.format = Spgz
-	if t.opts.Raw {
-		t.format = Raw
-	}
-	return nil
-}
-
-func (t *Target) openDevice(info fs.FileInfo) error {
-	var err error
-	if t.disk, err = t.place.open(t.flag(os.O_EXCL), info); err != nil {
-		return err
-	}
-	t.format, t.held = Device, t.disk.held
-	t.body = &flat{disk: t.disk, length: t.held}
-	return nil
-}
-
 // flag returns how to open what exists.
 func (t *Target) flag(more int) int {
 	if t.opts.DryRun {
@@ -161,62 +170,30 @@ func (t *Target) flag(more int) int {
 	return os.O_RDWR | more
 }
 
-func (t *Target) openFile(info fs.FileInfo) error {
-	var err error
-	if t.disk, err = t.place.open(t.flag(0), info); err != nil {
-		return err
-	}
-	if !t.opts.DryRun {
-		// Besides the lock file: two writers may see the folder differently.
-		got, err := t.disk.f.Lock(exclusive)
-		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("image %s: locking it: %w", t.place.path, cause(err))
-		}
-		if err == nil && !got {
-			return inUse(t.place.path, "another process")
-		}
-	}
-	if t.format, t.note, err = detect(t.disk, Auto); err != nil {
-		return err
-	}
-	if t.format == Raw {
-		t.body = &flat{disk: t.disk, length: t.disk.held}
-	} else if err := t.openSlots(); err != nil {
-		return err
-	}
-	t.held = t.body.Size()
-	return nil
-}
-
-func (t *Target) openSlots() error {
-	if t.opts.Raw {
-		return refuse(ErrRefused, "image %s: is or looks like an spgz image: leave out --no-compress to update it as one, or remove it to make a raw one", t.place.path)
-	}
-	s, err := openAnySlots(t.disk)
-	if err != nil {
-		return err
-	}
-	if s.corrupt != nil {
-		t.note = s.corrupt.Error()
-	}
-	t.body = s
-	return nil
-}
-
 // Format returns the format of the image, or that in which a new one is made.
 func (t *Target) Format() Format { return t.format }
 
 // BlockSize returns the block size that an existing spgz image dictates, else 0.
-func (t *Target) BlockSize() int {
-	if t.fresh {
-		return 0
+func (t *Target) BlockSize() int { return t.body.BlockSize() }
+
+// Preferred returns the block size in which something is known of the image
+// already, or 0.
+func (t *Target) Preferred() int {
+	switch {
+	case t.j != nil && len(t.j.batches) > 0:
+		return t.j.head.BlockSize
+	case t.tree != nil:
+		return t.tree.g.BlockSize()
 	}
-	return t.body.BlockSize()
+	return t.BlockSize()
 }
 
-// Held returns how many bytes of content there were when the target was opened:
-// 0 for a new image, all of a device.
+// Held returns how many bytes of content there may be when the target is
+// opened: 0 for a new image, all of a device.
 func (t *Target) Held() int64 { return t.held }
+
+// Kept returns about how many bytes of content an interrupted run has left.
+func (t *Target) Kept() int64 { return t.kept }
 
 // Identity returns the identity of what exists, zero for a new image. An empty
 // file exists as well, although a new image is to replace it.
@@ -230,6 +207,21 @@ func (t *Target) Identity() Identity {
 // Note returns one line that the operator should see, or "".
 func (t *Target) Note() string { return t.note }
 
+// Root returns the root of a region without reading the image, or false if it
+// is not known.
+func (t *Target) Root(region int64) (merkle.Hash, bool) { return t.hashes.Root(region) }
+
+// Leaves returns the leaves of a region without reading the image, nil for
+// zeros, or false if they are not known. They belong to the caller.
+func (t *Target) Leaves(region int64) ([]merkle.Hash, bool) { return t.hashes.Leaves(region) }
+
+// ReadAt reads the content as it is now, seen through the size given to Begin:
+// cut to it, or extended with zeros. An error may hold a *CorruptError.
+func (t *Target) ReadAt(p []byte, off int64) (int, error) { return t.view.ReadAt(p, off) }
+
+// NextData is merkle.Source.NextData for what ReadAt reads.
+func (t *Target) NextData(off int64) (merkle.Extent, error) { return t.view.NextData(off) }
+
 // Begin says that the content will be size bytes, written in blocks of blockSize
 // bytes, and creates a new image. An existing image is not touched yet, but seen
 // through the new size from now on. A device smaller than size is refused with
@@ -238,7 +230,8 @@ func (t *Target) Begin(size int64, blockSize int) error {
 	if t.stage != opened {
 		return fmt.Errorf("image %s: begun twice", t.place.path)
 	}
-	if _, err := merkle.NewGeometry(size, blockSize); err != nil {
+	var err error
+	if t.g, err = merkle.NewGeometry(size, blockSize); err != nil {
 		return fmt.Errorf("image %s: %w", t.place.path, err)
 	}
 	if t.format == Device && size > t.held {
@@ -249,20 +242,64 @@ func (t *Target) Begin(size int64, blockSize int) error {
 			return err
 		}
 	}
-	if t.fresh && !t.opts.DryRun {
-		if err := t.create(blockSize); err != nil {
+	if err := t.beginJournal(); err != nil {
+		return err
+	}
+	var batches []batch
+	if t.j != nil && t.way != wayInPlace {
+		batches = t.j.batches
+	}
+	t.view = over(t.body, size, t.j, batches)
+	if !t.opts.Checksum {
+		t.hashes = newHashes(t.g, t.tree, t.way == wayNew, t.j, batches)
+	}
+	if t.rec != nil {
+		t.view.record(t.rec)
+	}
+	t.stage = begun
+	return nil
+}
+
+// beginJournal gets ready to write, as far as that has to happen before it is
+// known whether anything will be written.
+func (t *Target) beginJournal() error {
+	if t.j != nil && t.j.head.BlockSize != t.g.BlockSize() {
+		if t.j.lastSeal() != nil {
+			return refuse(ErrInUse, "image %s: an update of it waits until it is no longer being read: try again then", t.place.path)
+		}
+		if err := t.forget(); err != nil {
 			return err
 		}
 	}
-	t.body.resize(size)
-	t.stage = begun
-	return nil
+	if t.way != wayNew {
+		if t.way == wayInPlace {
+			t.body.resize(t.g.Size())
+		}
+		return nil
+	}
+	if t.opts.DryRun {
+		t.body.resize(t.g.Size())
+		return nil
+	}
+	if t.disk == nil {
+		if err := t.create(t.g.BlockSize()); err != nil {
+			return err
+		}
+	}
+	t.body.resize(t.g.Size())
+	if t.j == nil {
+		return t.startRecording()
+	}
+	if err := t.sweep(); err != nil {
+		return err
+	}
+	return t.startRecording()
 }
 
 // checkBlockSize keeps the blocks of the caller and of the file the same: else
 // writers of different blocks would meet in one slot.
 func (t *Target) checkBlockSize(blockSize int) error {
-	if have := t.BlockSize(); have != 0 && have != blockSize {
+	if have := t.BlockSize(); have != 0 && have != blockSize && !t.fresh {
 		return fmt.Errorf("image %s: has blocks of %d bytes, not of %d", t.place.path, have, blockSize)
 	}
 	if err := checkBlockSize(blockSize); err != nil {
@@ -271,61 +308,75 @@ func (t *Target) checkBlockSize(blockSize int) error {
 	return nil
 }
 
-// create makes the partial file of a new image.
-func (t *Target) create(blockSize int) error {
-	f, err := t.place.root.OpenFile(partialName(t.place.name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("image %s: creating its partial file: %w", t.place.path, cause(err))
+// Put writes a block.
+func (t *Target) Put(b Block) error {
+	if err := t.check(b.Index, 1); err != nil {
+		return err
 	}
-	t.partial = true
-	if t.disk, err = newDisk(f, t.place.path); err != nil {
-		return errors.Join(err, f.Close())
+	return t.keep(t.put(&b))
+}
+
+// Punch makes count blocks read as zeros.
+func (t *Target) Punch(first, count int64) error {
+	if err := t.check(first, count); err != nil {
+		return err
 	}
-	if t.format == Raw {
-		t.body = &flat{disk: t.disk}
+	return t.keep(t.punch(first, count))
+}
+
+// Settle says what the leaves of a region are, nil for zeros: of every region
+// that was read because its root was not known, and of every one in which a
+// block was put or punched, after that.
+func (t *Target) Settle(region int64, leaves []merkle.Hash) error {
+	if t.opts.DryRun {
 		return nil
 	}
-	t.body = &slots{disk: t.disk, blockSize: blockSize}
-	_, err = t.disk.writeAt(encodeHeader(blockSize), 0)
+	if err := t.writable(); err != nil {
+		return err
+	}
+	return t.keep(t.settle(region, leaves))
+}
+
+// keep remembers the first error of writing: there is no going on after it.
+func (t *Target) keep(err error) error {
+	if errors.Is(err, syscall.ENOSPC) && t.way != wayInPlace {
+		err = t.fullError(err)
+	}
+	if err != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.failed == nil {
+			t.failed = err
+		}
+	}
 	return err
 }
 
-// ReadAt reads the content as it is now, seen through the size given to Begin:
-// cut to it, or extended with zeros. An error may hold a *CorruptError.
-func (t *Target) ReadAt(p []byte, off int64) (int, error) { return t.body.ReadAt(p, off) }
-
-// NextData is merkle.Source.NextData for what ReadAt reads.
-func (t *Target) NextData(off int64) (merkle.Extent, error) { return t.body.NextData(off) }
-
-// WriteAt writes content. Into an spgz image it is fastest in whole blocks.
-func (t *Target) WriteAt(p []byte, off int64) (int, error) {
-	if err := t.writable(); err != nil {
-		return 0, err
+// fullError adds what there is to a full disk.
+func (t *Target) fullError(err error) error {
+	what := "its journal has"
+	if t.way == wayNew {
+		what = "the new image has"
 	}
-	return t.body.WriteAt(p, off)
+	var have int64
+	if t.rec != nil && t.way == wayRedo {
+		have = t.rec.tail()
+	} else if t.disk != nil {
+		have, _ = t.disk.allocated() // only for the words
+	}
+	free, _ := t.place.root.Free()
+	return fmt.Errorf("%w (%s %s so far, and %s are free: what has arrived is kept for the next run)",
+		err, what, units.BytesSize(float64(have)), units.BytesSize(float64(free)))
 }
 
-// WriteSlot stores the slot of a block of an spgz image as EncodeSlot made it.
-// The caller has decoded it and found the block that it wants: here nothing but
-// its flag and length is checked. An empty slot is a block of zeros.
-func (t *Target) WriteSlot(block int64, slot []byte) error {
+func (t *Target) check(first, count int64) error {
 	if err := t.writable(); err != nil {
 		return err
 	}
-	s, ok := t.body.(*slots)
-	if !ok {
-		return fmt.Errorf("image %s: block %d: a %s image has no slots", t.place.path, block, t.format)
+	if first < 0 || count < 0 || first > t.g.Blocks() || count > t.g.Blocks()-first {
+		return fmt.Errorf("image %s: there are no blocks %d to %d in %d", t.place.path, first, first+count-1, t.g.Blocks())
 	}
-	return s.storeSlot(block, slot)
-}
-
-// Punch makes length bytes at off read as zeros, and gives their space back
-// where that is possible.
-func (t *Target) Punch(off, length int64) error {
-	if err := t.writable(); err != nil {
-		return err
-	}
-	return t.body.Punch(off, length)
+	return nil
 }
 
 func (t *Target) writable() error {
@@ -337,99 +388,63 @@ func (t *Target) writable() error {
 	case t.stage != begun:
 		return fmt.Errorf("image %s: the target is committed or closed", t.place.path)
 	}
-	return nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.failed
 }
 
-// Commit gives the image its final size and makes it durable; a new image then
-// takes its place, unless something else has appeared there in the meantime.
-// When it returns nil, all of it is on the disk.
-func (t *Target) Commit() error {
-	if err := t.writable(); err != nil {
-		return err
-	}
-	if err := t.body.settle(); err != nil {
-		return err
-	}
-	if err := t.disk.sync(); err != nil {
-		return err
-	}
-	if t.fresh {
-		if err := t.publish(); err != nil {
-			return err
-		}
-		if err := t.syncFolders(); err != nil {
-			return err
-		}
-	}
-	t.stage = committed
-	return nil
-}
-
-// publish moves the partial file to the image's name. A hard link is the way to
-// do so that never replaces anything.
-func (t *Target) publish() error {
-	root, name, partial := t.place.root, t.place.name, partialName(t.place.name)
-	if t.replaces == nil {
-		if err := root.Link(partial, name); err == nil {
-			return t.dropPartial()
-		}
-	}
-	// Something is in the way, or there are no hard links here, or an empty file
-	// is to be replaced.
-	now, err := root.Lstat(name)
-	switch {
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("image %s: %w", t.place.path, cause(err))
-	case err == nil && (t.replaces == nil || !root.Same(now, t.replaces) || now.Size() != 0):
-		return t.appeared()
-	}
-	if err := root.Rename(partial, name); err != nil {
-		return fmt.Errorf("image %s: putting it into place: %w", t.place.path, cause(err))
-	}
-	t.partial = false
-	return nil
-}
-
-func (t *Target) appeared() error {
-	return refuse(ErrChanged, "image %s: was made by someone else in the meantime, and is left alone", t.place.path)
-}
-
-func (t *Target) dropPartial() error {
-	err := t.place.root.Remove(partialName(t.place.name))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("image %s: removing its partial file: %w", t.place.path, cause(err))
-	}
-	t.partial = false
-	return nil
-}
-
-func (t *Target) syncFolders() error {
-	for _, folder := range []string{".", storeFolder} {
-		if err := t.place.root.Sync(folder); err != nil && !errors.Is(err, syscall.EINVAL) {
-			return fmt.Errorf("image %s: making its name durable: %w", t.place.path, cause(err))
-		}
-	}
-	return nil
-}
-
-// Close releases the target. Without a Commit before, a new image leaves no trace
-// and an existing one stays as it is now. Only the first call does anything.
+// Close releases the target. What was written without a Commit is made durable,
+// for the next run to go on with. Only the first call does anything.
 func (t *Target) Close() error {
 	if t.stage == closed {
 		return nil
 	}
-	t.stage = closed
+	t.stopFlushing()
 	var errs []error
+	if t.stage == begun && !t.opts.DryRun {
+		errs = append(errs, t.suspend())
+	}
+	t.stage = closed
 	if t.disk != nil {
 		if err := t.disk.f.Close(); err != nil {
 			errs = append(errs, fmt.Errorf("image %s: closing it: %w", t.place.path, cause(err)))
 		}
 	}
-	if t.partial {
-		errs = append(errs, t.dropPartial())
-	}
+	errs = append(errs, t.tree.close(), t.j.close())
 	if t.lock != nil {
 		errs = append(errs, t.lock.release())
 	}
+	if t.store.device && t.store.root != nil {
+		errs = append(errs, t.store.root.Close())
+	}
 	return errors.Join(errs...)
+}
+
+// flushEvery is how often it is looked whether something is to be made durable.
+const flushEvery = flushAfter / 3
+
+func (t *Target) startFlushing() {
+	stop, rec := make(chan struct{}), t.rec
+	t.stop = stop
+	t.tick.Go(func() {
+		tick := time.NewTicker(flushEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+			case <-rec.soon:
+			case <-stop:
+				return
+			}
+			_ = t.keep(rec.flush(nil, (*pending).ripe)) // shows at the next write, or the Commit
+		}
+	})
+}
+
+func (t *Target) stopFlushing() {
+	if t.stop != nil {
+		close(t.stop)
+		t.tick.Wait()
+		t.stop = nil
+	}
 }

@@ -1,0 +1,310 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/diskrsync/diskrsync/merkle"
+)
+
+// An application puts what was sealed in a journal into the image. It may be
+// cut off anywhere: whoever does it again gets to the same end.
+type application struct {
+	store *store
+	j     *journal
+	bad   map[int64][]int64 // blocks that the journal has lost, by region
+	dirty bool              // the image's file was written
+	buf   []byte            // for payloads
+}
+
+// payload is that of an entry, until the next one is read.
+func (a *application) payload(e *entry) ([]byte, error) {
+	if a.buf == nil {
+		a.buf = make([]byte, maxPayload)
+	}
+	return a.j.payload(e, a.buf)
+}
+
+// Reasons why a sealed journal is not put into the image.
+var (
+	// errReaders says that someone is reading the image, who must not see it
+	// change.
+	errReaders = errors.New("is being read")
+
+	// errVoid says that the image is not the one that the journal is about.
+	errVoid = errors.New("was changed or replaced since its journal was made")
+)
+
+// complete puts what was sealed into the image, whose file is d, and removes the
+// journal. The caller has the writer's lock. It fails with errReaders or errVoid
+// without having changed anything.
+func (s *store) complete(j *journal, d *disk) error {
+	a := &application{store: s, j: j, bad: map[int64][]int64{}}
+	if err := a.run(d); err != nil {
+		return err
+	}
+	if j.head.Way == wayNew {
+		if err := s.publish(); err != nil {
+			return err
+		}
+	}
+	return s.dropJournal()
+}
+
+// completeFile is complete for an image that is not open.
+func (s *store) completeFile(j *journal) error {
+	name, err := s.baseOf(j)
+	if err != nil {
+		return err
+	}
+	d, err := s.openBase(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errVoid
+	}
+	if err != nil {
+		return err
+	}
+	err = s.complete(j, d)
+	if cerr := d.f.Close(); err == nil && cerr != nil {
+		err = fmt.Errorf("image %s: closing it: %w", s.path, cause(cerr))
+	}
+	return err
+}
+
+// openBase opens the file that a journal is about, to be changed.
+func (s *store) openBase(name string) (*disk, error) {
+	flag := os.O_RDWR
+	if s.device {
+		flag |= os.O_EXCL
+	}
+	f, err := s.images.OpenFile(name, flag, 0)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: opening it to put its journal into it: %w", s.path, cause(err))
+	}
+	d, err := newDisk(f, s.path)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return d, nil
+}
+
+func (a *application) run(d *disk) error {
+	if err := a.begin(d); err != nil {
+		return err
+	}
+	if a.j.head.Way == wayInPlace {
+		a.dirty = true // as soon as it was begun
+	} else if err := a.writeBlocks(d); err != nil {
+		return err
+	}
+	if a.dirty {
+		if err := d.sync(); err != nil {
+			return err
+		}
+		// Of now, and as exactly as can be: a later change then has another
+		// time, even one within the same tick of the kernel's clock. It is not
+		// ours to set on a file of someone else, and not needed there either.
+		_ = d.f.SetModified(time.Now())
+		if err := d.sync(); err != nil {
+			return err
+		}
+	}
+	return a.writeTree(d)
+}
+
+// begin makes sure that the image is the one that the journal is about, that no
+// one is reading it, and that from now on no one takes it for whole.
+func (a *application) begin(d *disk) error {
+	now, err := a.store.base(d)
+	if err != nil {
+		return err
+	}
+	then := a.j.head.Base
+	switch {
+	case now.Inode != then.Inode:
+		return errVoid
+	case a.j.head.Way != wayRedo || a.j.marked:
+		return nil
+	case now != then:
+		return errVoid
+	}
+	if !a.changesImage() {
+		return nil
+	}
+	// Whoever opens the image from now on finds the journal, and reads it
+	// through that. So one moment without readers is enough.
+	free, err := d.f.Lock(exclusive)
+	if err == nil && !free {
+		return errReaders
+	}
+	if err == nil {
+		_, err = d.f.Lock(unlocked)
+	}
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("image %s: locking it: %w", a.store.path, cause(err))
+	}
+	return a.j.mark()
+}
+
+// changesImage reports whether the journal has anything for the image itself.
+func (a *application) changesImage() bool {
+	sealed := a.j.batches[:a.j.sealedBatches()]
+	return slices.ContainsFunc(sealed, func(b batch) bool { return b.blocks > 0 || b.size != a.j.head.Content })
+}
+
+// writeBlocks brings the image to each of the seals, one after the other.
+func (a *application) writeBlocks(d *disk) error {
+	if !a.changesImage() && a.j.head.Way == wayRedo {
+		return nil
+	}
+	body, err := bodyOf(d, a.j.head.Format, a.j.head.BlockSize)
+	if err != nil {
+		return err
+	}
+	rest := a.j.batches[:a.j.sealedBatches()]
+	for len(rest) > 0 {
+		n := nextSeal(rest)
+		size := rest[n-1].size
+		body.resize(size)
+		for i := range rest[:n] {
+			if err := a.j.each(&rest[i], func(e entry) error { return a.writeBlock(body, &e) }); err != nil {
+				return err
+			}
+		}
+		if err := body.settle(); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	a.dirty = true
+	return nil
+}
+
+func (a *application) writeBlock(body content, e *entry) error {
+	bs := int64(a.j.head.BlockSize)
+	off := e.index * bs
+	length := min(bs, body.Size()-off)
+	if e.kind == entryHeld || e.kind == entryRegion || length <= 0 {
+		return nil
+	}
+	if e.kind == entryZeros {
+		return body.Punch(off, min(e.length*bs, body.Size()-off))
+	}
+	payload, err := a.payload(e)
+	if errors.Is(err, errJournal) {
+		region := e.index / merkle.RegionBlocks
+		a.bad[region] = append(a.bad[region], e.index)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	switch e.kind {
+	case entryPages:
+		return eachExtent(payload, func(at int, data []byte) error {
+			data = data[:max(0, min(int64(len(data)), length-int64(at)))]
+			_, err := body.WriteAt(data, off+int64(at))
+			return err
+		})
+	case entrySlot:
+		if s, ok := body.(*slots); ok && len(payload) > 0 && (payload[0] == flagGzip || int64(len(payload)) == 1+length) {
+			return s.storeSlot(e.index, payload)
+		}
+		if payload, err = DecodeSlot(nil, payload, int(bs)); err != nil {
+			return fmt.Errorf("image %s: block %d in its journal: %w", a.store.path, e.index, err)
+		}
+	}
+	_, err = body.WriteAt(fit(payload, length), off)
+	return err
+}
+
+// fit returns p cut to a length, or extended with zeros.
+func fit(p []byte, length int64) []byte {
+	if int64(len(p)) >= length {
+		return p[:length]
+	}
+	return append(slices.Clip(p), make([]byte, length-int64(len(p)))...)
+}
+
+// writeTree brings the outboard up to the last seal.
+func (a *application) writeTree(d *disk) error {
+	if a.store.device && a.store.noTree {
+		return nil
+	}
+	sealed := a.j.batches[:a.j.sealedBatches()]
+	t, err := a.store.changeTree(slices.ContainsFunc(sealed, batch.whole))
+	if err != nil || t == nil {
+		return err
+	}
+	err = a.fillTree(t, d, sealed)
+	if cerr := t.close(); err == nil && cerr != nil {
+		err = fmt.Errorf("image %s: storing its hashes: %w", a.store.path, cause(cerr))
+	}
+	if errors.Is(err, merkle.ErrOutboard) && len(a.bad) == 0 {
+		// It was not what it should have been before. It is made anew the next
+		// time that the image is read.
+		return a.store.drop(kindTree)
+	}
+	return err
+}
+
+func (a *application) fillTree(t *tree, d *disk, sealed []batch) error {
+	last := &sealed[len(sealed)-1]
+	var err error
+	if t.g, err = merkle.NewGeometry(last.size, a.j.head.BlockSize); err != nil {
+		return err
+	}
+	for rest := sealed; len(rest) > 0; {
+		n := nextSeal(rest)
+		if rest[n-1].whole() {
+			if err := t.clear(); err != nil {
+				return err
+			}
+		}
+		for i := range rest[:n] {
+			if err := a.j.each(&rest[i], func(e entry) error { return a.fillRegion(t, &e) }); err != nil {
+				return err
+			}
+		}
+		rest = rest[n:]
+	}
+	head := merkle.Outboard{Size: last.size, BlockSize: a.j.head.BlockSize, Format: string(a.j.head.Format),
+		Generation: last.seal.Generation, Synced: last.seal.Synced, Modified: last.seal.Modified}
+	if head.Digest, err = t.digest(); err != nil {
+		return err
+	}
+	for _, blocks := range a.bad {
+		head.Bad += int64(len(blocks))
+	}
+	if head.Bad == 0 && head.Digest != last.seal.Digest {
+		return merkle.ErrOutboard
+	}
+	state, err := a.store.bound(d)
+	if err != nil {
+		return err
+	}
+	head.FileSize, head.FileTime, head.Inode = state.Size, state.Time, state.Inode
+	return t.finish(head)
+}
+
+func (a *application) fillRegion(t *tree, e *entry) error {
+	if e.kind != entryRegion || e.index >= t.g.Regions() {
+		return nil
+	}
+	flat, err := a.payload(e)
+	if err != nil {
+		return errors.Join(merkle.ErrOutboard, err)
+	}
+	leaves := merkle.DecodeLeaves(flat)
+	if n := t.g.RegionLen(e.index); len(leaves) != n {
+		leaves = append(leaves[:min(n, len(leaves))], make([]merkle.Hash, max(0, n-len(leaves)))...)
+	}
+	for _, block := range a.bad[e.index] {
+		leaves[block%merkle.RegionBlocks] = merkle.Unknown
+	}
+	return t.set(e.index, leaves)
+}

@@ -1,0 +1,375 @@
+package image
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/diskrsync/diskrsync/merkle"
+)
+
+// Options say how an image is opened for reading. The zero value is the ordinary
+// case.
+type Options struct {
+	// Choice is what the user says about the format.
+	Choice Choice
+
+	// Examine opens what is damaged too: an image that is incomplete or has bad
+	// blocks, and an spgz image whose last block cannot be decoded, and whose
+	// size is therefore not known, as if that block were full.
+	Examine bool
+
+	// Force opens an image that is incomplete or has bad blocks.
+	Force bool
+
+	// Checksum believes no stored hashes.
+	Checksum bool
+
+	// ReadOnly leaves an update that waits in the journal there.
+	ReadOnly bool
+
+	// StateDir is as for a target.
+	StateDir string
+}
+
+// Open opens the image at p for reading. An update that was committed but not
+// put into the image yet is, if that is possible now; else the image is read
+// together with its journal. The caller closes the image; p must stay open as
+// long.
+func Open(p *Place, o Options) (Image, error) {
+	s := newStore(p)
+	if _, err := p.stat(); errors.Is(err, fs.ErrNotExist) && !o.ReadOnly {
+		_ = s.recover() // it may be a new image that only has to be put into place
+	}
+	for range lockTries {
+		r, err := openReader(p, s, o)
+		if err != nil {
+			return nil, err
+		}
+		// What was committed goes into the image first, if no one keeps us from
+		// it. But for that our own lock must go.
+		if r.state.Waiting == 0 || o.ReadOnly {
+			return r, nil
+		}
+		if err := r.disk.unlock(); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		if r.store.recover() != nil {
+			// Not now: we read through the journal, if we still have it.
+			if ok, err := r.disk.lock(shared); err == nil && ok && r.current() {
+				return r, nil
+			}
+		}
+		if err := r.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, refuse(ErrInUse, "image %s: is being changed all the time", p.path)
+}
+
+// reader implements Image.
+type reader struct {
+	*overlay
+	store  *store
+	opts   Options
+	disk   *disk
+	format Format
+	note   string
+	bs     int // of slots, else of stored hashes, else 0
+	tree   *tree
+	j      *journal
+	upto   []batch         // what of j counts
+	head   merkle.Outboard // what is stored about the image, if state.Stored
+	state  State
+}
+
+func openReader(p *Place, s *store, o Options) (*reader, error) {
+	info, err := p.stat()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, s.missing()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info.IsDir() {
+		return nil, fmt.Errorf("image %s: is a folder, not an image", p.path)
+	}
+	if o.Choice == AsSpgz && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("image %s: is not a regular file and so no spgz image", p.path)
+	}
+	d, err := p.open(os.O_RDONLY, info)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{store: s, opts: o, disk: d}
+	if err := r.open(p); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+// missing says that there is no image, and whether there may be one soon.
+func (s *store) missing() error {
+	missing := &missingError{path: s.path}
+	if _, err := s.root.Lstat(s.file(kindPartial)); err == nil {
+		missing.more = ": a first copy of it is under way, or was interrupted, and the next sync goes on with it"
+	}
+	return missing
+}
+
+func (r *reader) open(p *Place) error {
+	if r.disk.device {
+		s, err := deviceStore(p, r.disk, r.opts.StateDir, false)
+		if err != nil {
+			return err
+		}
+		r.store = s
+	} else if err := r.excludeWriters(); err != nil {
+		return err
+	}
+	if r.store.root != nil {
+		if err := r.readStore(); err != nil {
+			return err
+		}
+	}
+	if r.state.Incomplete && !r.opts.Examine && !r.opts.Force {
+		return refuse(ErrIncomplete, "image %s: is incomplete: an update in place was interrupted: sync to it again, or read it as it is with --force", r.store.path)
+	}
+	if r.state.Bad > 0 && !r.opts.Examine && !r.opts.Force {
+		return refuse(ErrIncomplete, "image %s: has %d bad blocks: sync to it again to repair them, or read it as it is with --force", r.store.path, r.state.Bad)
+	}
+	return r.openContent()
+}
+
+// excludeWriters keeps the image as it is for as long as it is open. What cannot
+// be locked is read all the same: nobody who writes images as we do has it.
+func (r *reader) excludeWriters() error {
+	for range lockTries {
+		ok, err := r.disk.lock(shared)
+		if err != nil || ok {
+			return nil
+		}
+		time.Sleep(lockPause) // the start of an update takes no longer
+	}
+	j, err := openJournal(r.store.root, r.store.file(kindJournal), r.store.path, os.O_RDONLY)
+	if err != nil || j == nil {
+		return nil // then it is not one of ours who holds the lock
+	}
+	if r.opts.Force || r.opts.Examine {
+		return j.close()
+	}
+	return errors.Join(refuse(ErrInUse, "image %s: is being changed in place: wait for that to end", r.store.path), j.close())
+}
+
+// readStore finds out what is stored about the image.
+func (r *reader) readStore() error {
+	var err error
+	r.j, err = openJournal(r.store.root, r.store.file(kindJournal), r.store.path, os.O_RDONLY)
+	if errors.Is(err, errJournal) {
+		r.state.Incomplete = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if r.j != nil {
+		if err := r.useJournal(); err != nil || r.state.Incomplete {
+			return err
+		}
+	}
+	// Only now: an update that has just been put into the image has changed it.
+	if r.disk.info, err = r.disk.f.Stat(); err != nil {
+		return fmt.Errorf("image %s: looking at it: %w", r.store.path, cause(err))
+	}
+	if !r.disk.device {
+		r.disk.held = r.disk.info.Size()
+	}
+	if len(r.upto) > 0 {
+		// The outboard may be on its way from the old image to the new one.
+		r.tree, err = openTree(r.store.root, r.store.file(kindTree), r.store.path)
+	} else {
+		r.tree, err = r.store.believedTree(r.disk)
+	}
+	if err != nil {
+		return err
+	}
+	r.describe()
+	return nil
+}
+
+// describe finds out what is stored about the image, in its outboard or, of what
+// waits, in the journal.
+func (r *reader) describe() {
+	switch n := len(r.upto); {
+	case n > 0 && (r.tree != nil || slices.ContainsFunc(r.upto, batch.whole)):
+		s := r.upto[n-1].seal
+		r.head = merkle.Outboard{BlockSize: r.j.head.BlockSize, Format: string(r.j.head.Format), Digest: s.Digest,
+			Generation: s.Generation, Synced: s.Synced, Modified: s.Modified}
+	case n == 0 && r.tree != nil:
+		r.head = r.tree.head
+	default:
+		return
+	}
+	r.state.Stored, r.state.Bad = true, r.head.Bad
+	r.state.Digest, r.state.Generation, r.state.Synced = r.head.Digest, r.head.Generation, time.Unix(0, r.head.Synced)
+}
+
+// useJournal decides what the journal means for the image.
+func (r *reader) useJournal() error {
+	now, err := r.store.base(r.disk)
+	if err != nil {
+		return err
+	}
+	h := &r.j.head
+	if now.Inode != h.Base.Inode || h.Way == wayRedo && !r.j.marked && now != h.Base {
+		return nil // it is about another image, or a former one
+	}
+	sealed := r.j.sealedBatches()
+	switch {
+	case sealed == 0 && h.Way == wayInPlace:
+		r.state.Incomplete = true
+	case sealed == 0:
+		for i := range r.j.batches {
+			r.state.Kept += int64(r.j.batches[i].blocks) * int64(h.BlockSize)
+		}
+	case h.Way == wayInPlace: // the image is whole, and its outboard is outdated
+		r.state.Waiting = r.j.batches[sealed-1].end()
+	default:
+		r.upto = r.j.batches[:sealed]
+		r.state.Waiting = r.upto[sealed-1].end()
+	}
+	return nil
+}
+
+func (r *reader) openContent() error {
+	var err error
+	if r.format, r.note, err = r.formatOf(); err != nil {
+		return err
+	}
+	var base content = &flat{disk: r.disk, length: r.disk.held}
+	if r.format == Spgz {
+		s, err := openAnySlots(r.disk)
+		if err == nil && s.corrupt != nil && len(r.upto) == 0 && !r.opts.Examine {
+			err = s.corrupt
+		}
+		if err != nil {
+			return err
+		}
+		base, r.bs = s, s.blockSize
+	}
+	size := base.Size()
+	for i := range r.upto {
+		if b := &r.upto[i]; b.seal != nil {
+			size = b.size
+			base.resize(min(base.Size(), size))
+		}
+	}
+	r.overlay = over(base, size, r.j, r.upto)
+	// As another format it has another content.
+	known := r.state.Stored && r.head.Format == string(r.format)
+	if r.bs == 0 && known {
+		r.bs = r.head.BlockSize
+	}
+	if !known || r.opts.Checksum || r.state.Bad > 0 && !r.opts.Examine {
+		r.forgetTree()
+	}
+	return nil
+}
+
+// forgetTree believes nothing that is stored.
+func (r *reader) forgetTree() {
+	r.state = State{Bad: r.state.Bad, Incomplete: r.state.Incomplete, Kept: r.state.Kept, Waiting: r.state.Waiting}
+}
+
+// formatOf returns what the user says, or what the image was made as, or what it
+// looks like.
+func (r *reader) formatOf() (Format, string, error) {
+	switch {
+	case r.disk.device:
+		return Device, "", nil
+	case r.j != nil && len(r.upto) > 0:
+		f := r.j.head.Format
+		if c := cmp.Or(r.opts.Choice, Auto); c != Auto && string(c) != string(f) {
+			return "", "", refuse(ErrInUse, "image %s: an update of it as a %s image waits until it is no longer being read: it cannot be read as %s until then", r.store.path, f, c)
+		}
+		return f, "", nil
+	case r.opts.Choice != Auto && r.opts.Choice != "":
+	case r.tree != nil:
+		return Format(r.tree.head.Format), "", nil
+	}
+	return detect(r.disk, cmp.Or(r.opts.Choice, Auto))
+}
+
+// current reports whether the journal is still the one that we have, with no
+// more in it that was committed.
+func (r *reader) current() bool {
+	j, err := openJournal(r.store.root, r.store.file(kindJournal), r.store.path, os.O_RDONLY)
+	if err != nil || j == nil {
+		return false
+	}
+	same := j.head.ID == r.j.head.ID && j.sealedBatches() == r.j.sealedBatches()
+	return j.close() == nil && same
+}
+
+func (r *reader) Size() int64               { return r.overlay.size }
+func (r *reader) BlockSize() int            { return r.bs }
+func (r *reader) Format() Format            { return r.format }
+func (r *reader) Identity() Identity        { return r.disk.identity() }
+func (r *reader) Note() string              { return r.note }
+func (r *reader) State() State              { return r.state }
+func (r *reader) Allocated() (int64, error) { return r.disk.allocated() }
+
+func (r *reader) Hashes(blockSize int) Hashes {
+	g, err := merkle.NewGeometry(r.Size(), blockSize)
+	if err != nil || !r.state.Stored {
+		return (*hashes)(nil)
+	}
+	if slices.ContainsFunc(r.upto, batch.whole) {
+		return newHashes(g, nil, true, r.j, r.upto)
+	}
+	return newHashes(g, r.tree, false, r.j, r.upto)
+}
+
+func (r *reader) Modified() time.Time {
+	switch {
+	case r.state.Stored && r.head.Modified != 0:
+		return time.Unix(0, r.head.Modified)
+	case r.disk.device:
+		return time.Time{}
+	}
+	return r.disk.info.ModTime()
+}
+
+func (r *reader) Close() error {
+	errs := []error{r.tree.close(), r.j.close(), r.disk.f.Close()}
+	if r.store.device && r.store.root != nil {
+		errs = append(errs, r.store.root.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (r *reader) Changed() error {
+	if r.disk.device || len(r.upto) > 0 {
+		// What waits in the journal may be put into the image meanwhile, which
+		// changes nothing for us.
+		return nil
+	}
+	then := r.disk.info
+	now, err := r.disk.f.Stat()
+	if err != nil {
+		return fmt.Errorf("image %s: looking for changes: %w", r.disk.path, cause(err))
+	}
+	if now.Size() != then.Size() {
+		return refuse(ErrChanged, "image %s: changed while it was read: its file had %d bytes and has %d now",
+			r.disk.path, then.Size(), now.Size())
+	}
+	if !now.ModTime().Equal(then.ModTime()) {
+		return refuse(ErrChanged, "image %s: changed while it was read: it was modified at %s",
+			r.disk.path, now.ModTime().Format("2006-01-02 15:04:05.000000000"))
+	}
+	return nil
+}

@@ -1,0 +1,234 @@
+package image
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"syscall"
+)
+
+// storeFolder lies beside the images of a folder.
+const storeFolder = ".diskrsync"
+
+// What lies in the store about an image, by the ends of the names.
+const (
+	kindTree    = "tree"    // the outboard
+	kindLock    = "lock"    // who is writing
+	kindJournal = "journal" // what is, or was, under way
+	kindPartial = "partial" // a new image
+	kindFresh   = "fresh"   // a journal that is being made
+)
+
+// A store is what is kept about one image: for a file in the folder .diskrsync
+// beside it, for a device in a folder of this machine's state.
+type store struct {
+	images folder // where the image is
+	name   string // of the image in there
+	path   string // of the image, for messages
+
+	root folder // where the store is
+	dir  string // the folder in root
+	key  string // the image's name in that folder
+
+	device bool
+	noTree bool // hashes are neither stored nor believed
+}
+
+func newStore(p *Place) *store {
+	return &store{images: p.root, name: p.name, path: p.path, root: p.root, dir: storeFolder, key: p.name}
+}
+
+// file returns the name of one of the store's files.
+func (s *store) file(kind string) string { return path.Join(s.dir, s.key+"."+kind) }
+
+// base describes the file of an image for its journal. A device is identified by
+// the name of what is kept about it.
+func (s *store) base(d *disk) (fileState, error) {
+	if s.device {
+		return fileState{}, nil
+	}
+	return s.fileState(d)
+}
+
+func (s *store) fileState(d *disk) (fileState, error) {
+	info, err := d.f.Stat()
+	if err != nil {
+		return fileState{}, fmt.Errorf("image %s: looking at it: %w", s.path, cause(err))
+	}
+	return fileState{Size: info.Size(), Time: info.ModTime().UnixNano(), Inode: d.f.Inode()}, nil
+}
+
+// bound describes an image for its outboard: as long as it does not change, nor
+// does the image, as far as that can be known.
+func (s *store) bound(d *disk) (fileState, error) {
+	if !s.device {
+		return s.fileState(d)
+	}
+	inode, err := d.f.Writes()
+	return fileState{Size: d.held, Inode: inode}, err
+}
+
+// makeFolder makes the store's folder, durably.
+func (s *store) makeFolder() error {
+	if s.device {
+		return nil // it was made when it was opened
+	}
+	err := s.root.Mkdir(s.dir, 0o700)
+	switch {
+	case err == nil:
+		return s.syncImages()
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	}
+	return fmt.Errorf("image %s: making the folder %s beside it: %w", s.path, s.dir, spaceError(err))
+}
+
+// syncImages and sync make the names beside the image, and in the store, durable.
+func (s *store) syncImages() error { return s.syncNames(s.images, ".") }
+func (s *store) sync() error       { return s.syncNames(s.root, s.dir) }
+
+// syncNames lets pass that some file systems have no such call, since they do so
+// by themselves.
+func (s *store) syncNames(root folder, name string) error {
+	if err := root.Sync(name); err != nil && !errors.Is(err, syscall.EINVAL) {
+		return fmt.Errorf("image %s: making a name durable: %w", s.path, cause(err))
+	}
+	return nil
+}
+
+// drop removes a file of the store, if it exists.
+func (s *store) drop(kind string) error {
+	if err := s.root.Remove(s.file(kind)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("image %s: removing its %s: %w", s.path, s.file(kind), cause(err))
+	}
+	return nil
+}
+
+// dropJournal ends what the journal was about, durably: if it came back after a
+// crash it would be put into an image that has changed since.
+func (s *store) dropJournal() error {
+	if err := s.drop(kindJournal); err != nil {
+		return err
+	}
+	return s.sync()
+}
+
+// createJournal makes a journal in place of any other. Once it has its name all
+// of its header is durable: a journal with a damaged one is not just a new one.
+func (s *store) createJournal(h journalHeader) (*journal, error) {
+	if err := s.drop(kindFresh); err != nil {
+		return nil, err
+	}
+	f, err := s.root.OpenFile(s.file(kindFresh), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: making its journal: %w", s.path, spaceError(err))
+	}
+	j := &journal{f: f, path: s.path, head: h}
+	if err := s.begin(j); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return j, nil
+}
+
+func (s *store) begin(j *journal) error {
+	if _, err := j.f.WriteAt(append(j.head.encode(), make([]byte, journalPage)...), 0); err != nil {
+		return j.fail("writing", err)
+	}
+	if err := j.sync(); err != nil {
+		return err
+	}
+	if err := s.root.Rename(s.file(kindFresh), s.file(kindJournal)); err != nil {
+		return fmt.Errorf("image %s: making its journal: %w", s.path, cause(err))
+	}
+	return s.sync()
+}
+
+// baseOf returns the name of the file that a journal is about.
+func (s *store) baseOf(j *journal) (string, error) {
+	if j.head.Way != wayNew {
+		return s.name, nil
+	}
+	_, err := s.images.Lstat(s.file(kindPartial))
+	switch {
+	case err == nil:
+		return s.file(kindPartial), nil
+	case errors.Is(err, fs.ErrNotExist):
+		return s.name, nil // it is in place already
+	}
+	return "", fmt.Errorf("image %s: looking for its partial file: %w", s.path, cause(err))
+}
+
+// publish moves the partial file to the image's name. A hard link is the way to
+// do so that never replaces anything; an empty file may be replaced.
+func (s *store) publish() error {
+	partial := s.file(kindPartial)
+	if _, err := s.images.Lstat(partial); errors.Is(err, fs.ErrNotExist) {
+		return nil // it was done already
+	}
+	if err := s.images.Link(partial, s.name); err != nil {
+		// Something is in the way, or there are no hard links here.
+		if err := s.mayReplace(); err != nil {
+			return err
+		}
+		if err := s.images.Rename(partial, s.name); err != nil {
+			return fmt.Errorf("image %s: putting it into place: %w", s.path, spaceError(err))
+		}
+	}
+	if err := s.syncImages(); err != nil {
+		return err
+	}
+	return s.drop(kindPartial)
+}
+
+// mayReplace refuses to put the new image in the place of anything but an empty
+// file, or of itself.
+func (s *store) mayReplace() error {
+	now, err := s.images.Lstat(s.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("image %s: %w", s.path, cause(err))
+	}
+	own, err := s.images.Lstat(s.file(kindPartial))
+	if err == nil && s.images.Same(now, own) || now.Mode().IsRegular() && now.Size() == 0 {
+		return nil
+	}
+	return refuse(ErrChanged, "image %s: was made by someone else in the meantime, and is left alone", s.path)
+}
+
+// changeTree opens the outboard to be changed, and makes it if that is asked
+// for. It is nil if there is none.
+func (s *store) changeTree(make bool) (*tree, error) {
+	flag := os.O_RDWR
+	if make {
+		flag |= os.O_CREATE
+	}
+	f, err := s.root.OpenFile(s.file(kindTree), flag, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image %s: storing its hashes: %w", s.path, spaceError(err))
+	}
+	return &tree{f: f, path: s.path, have: -1}, s.sync()
+}
+
+// believedTree opens the outboard if it is that of the image as it is now, else
+// returns nil.
+func (s *store) believedTree(d *disk) (*tree, error) {
+	if s.noTree {
+		return nil, nil
+	}
+	t, err := openTree(s.root, s.file(kindTree), s.path)
+	if err != nil || t == nil {
+		return nil, err
+	}
+	now, err := s.bound(d)
+	if err != nil || now != (fileState{t.head.FileSize, t.head.FileTime, t.head.Inode}) {
+		return nil, errors.Join(err, t.close())
+	}
+	return t, nil
+}
