@@ -18,7 +18,8 @@ const maxTimeout = 24 * time.Hour
 // whatever the user it runs as may open.
 type Agent struct {
 	Root     *os.Root // if set, all paths are beneath it, and nothing else can be reached
-	ReadOnly bool     // refuses to be a target
+	ReadOnly bool     // changes nothing
+	StateDir string   // for what is stored about devices, in place of what the client says
 }
 
 // Serve holds one conversation over carrier and closes it. The client is told
@@ -64,18 +65,21 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		return c.fail(err)
 	}
 	defer place.Close()
-	if req.Verb == wire.VerbTarget {
+	if a.Root != nil || a.StateDir != "" {
+		req.StateDir = a.StateDir // a client that is locked in does not choose folders
+	}
+	switch req.Verb {
+	case wire.VerbTarget:
 		return a.beTarget(ctx, c, place, req)
+	case wire.VerbClean:
+		return a.clean(c, place, req)
 	}
 	choice, err := image.ParseChoice(req.Format)
 	if err != nil {
 		return c.fail(err)
 	}
-	open := image.Open
-	if req.Verb != wire.VerbSource {
-		open = image.OpenDamaged
-	}
-	img, err := open(place, choice)
+	img, err := image.Open(place, image.Options{Choice: choice, Examine: req.Verb != wire.VerbSource, Force: req.Force,
+		Checksum: req.Checksum, ReadOnly: a.ReadOnly, StateDir: req.StateDir})
 	if err != nil {
 		return c.fail(err)
 	}
@@ -87,7 +91,7 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		_, err = Send(ctx, c, img, Options{DryRun: req.DryRun})
 		return err
 	}
-	return serveInspection(ctx, c, img, req.Verb == wire.VerbVerify)
+	return serveInspection(ctx, c, img, InspectOptions{Read: req.Verb == wire.VerbVerify, Record: !a.ReadOnly})
 }
 
 func (a Agent) locate(path string) (*image.Place, error) {
@@ -99,9 +103,10 @@ func (a Agent) locate(path string) (*image.Place, error) {
 
 func (a Agent) beTarget(ctx context.Context, c *Conn, place *image.Place, req *wire.Request) (err error) {
 	if a.ReadOnly && !req.DryRun {
-		return c.fail(refusal(fmt.Sprintf("image %s: this agent changes nothing (it was started with --read-only)", req.Path)))
+		return c.fail(readOnly(req))
 	}
-	img, err := image.OpenTarget(place, image.TargetOptions{Raw: req.Raw, DryRun: req.DryRun})
+	img, err := image.OpenTarget(place, image.TargetOptions{Raw: req.Raw, DryRun: req.DryRun, InPlace: req.InPlace,
+		Checksum: req.Checksum, StateDir: req.StateDir})
 	if err != nil {
 		return c.fail(err)
 	}
@@ -111,6 +116,22 @@ func (a Agent) beTarget(ctx context.Context, c *Conn, place *image.Place, req *w
 	}
 	_, err = Receive(ctx, c, img, Options{})
 	return err
+}
+
+func readOnly(req *wire.Request) error {
+	return refusal(fmt.Sprintf("image %s: this agent changes nothing (it was started with --read-only)", req.Path))
+}
+
+// clean drops what interrupted runs have left.
+func (a Agent) clean(c *Conn, place *image.Place, req *wire.Request) error {
+	if a.ReadOnly {
+		return c.fail(readOnly(req))
+	}
+	done, err := image.Clean(place, req.StateDir)
+	if err != nil {
+		return c.fail(err)
+	}
+	return c.write(&wire.Opened{Note: done})
 }
 
 // Open asks the agent at the other end to open an image. On success the agent

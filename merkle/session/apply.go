@@ -49,6 +49,13 @@ func (a *applier) answerPages(ctx context.Context, blocks []int64) error {
 	m := &wire.Pages{Blocks: blocks}
 	for _, b := range blocks {
 		old, err := a.read(b)
+		if err != nil && unreadable(b, err) == nil {
+			a.lose(b)
+			for range a.g.Pages(b) {
+				m.Hashes = append(m.Hashes, noPage)
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -58,6 +65,19 @@ func (a *applier) answerPages(ctx context.Context, blocks []int64) error {
 	return a.link.send(ctx, m)
 }
 
+// noPage is the hash of no page, unless by an absurd chance: if all pages of a
+// block have it the source sends the block whole.
+var noPage = merkle.PageHash{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// lose records that a block cannot be read, although its leaf is stored.
+func (a *applier) lose(block int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if r := a.regions[block/merkle.RegionBlocks]; r != nil && r.settle == open && r.leaves != nil {
+		r.leaves[block%merkle.RegionBlocks] = merkle.Unknown
+	}
+}
+
 // punch makes holes of blocks, of neighbours in one go.
 func (a *applier) punch(blocks []int64) error {
 	for i := 0; i < len(blocks); {
@@ -65,12 +85,13 @@ func (a *applier) punch(blocks []int64) error {
 		for i+n < len(blocks) && blocks[i+n] == blocks[i]+int64(n) {
 			n++
 		}
-		e := a.g.Span(blocks[i], int64(n))
-		if err := a.img.Punch(e.Offset, e.Length); err != nil {
+		if err := a.img.Punch(blocks[i], int64(n)); err != nil {
 			return fmt.Errorf("writing the target: %w", err)
 		}
 		for _, b := range blocks[i : i+n] {
-			a.written(b, merkle.Hash{})
+			if err := a.written(b, merkle.Hash{}); err != nil {
+				return err
+			}
 		}
 		i += n
 	}
@@ -115,16 +136,14 @@ func (a *applier) block(m *wire.Block) error {
 	if leaf != m.Leaf || leaf.IsZero() {
 		return fmt.Errorf("the source sent block %d, and it arrived damaged (its leaf is %v, not %v)", m.Index, leaf, m.Leaf)
 	}
+	b := image.Block{Index: m.Index, Leaf: leaf, Data: data}
 	if m.Encoding == wire.Slot && a.accept.Slots {
-		err = a.img.WriteSlot(m.Index, m.Data)
-	} else {
-		_, err = a.img.WriteAt(data, e.Offset)
+		b.Slot = m.Data
 	}
-	if err != nil {
+	if err := a.img.Put(b); err != nil {
 		return fmt.Errorf("writing the target: %w", err)
 	}
-	a.written(m.Index, leaf)
-	return nil
+	return a.written(m.Index, leaf)
 }
 
 func (a *applier) patch(ctx context.Context, m *wire.Patch) error {
@@ -160,6 +179,10 @@ func (a *applier) eachPage(b wire.PatchedBlock, do func(merkle.Extent)) {
 // judges the result before anything is written.
 func (a *applier) patchBlock(ctx context.Context, b wire.PatchedBlock, pages []byte) ([]byte, error) {
 	block, err := a.read(b.Index)
+	if err != nil && unreadable(b.Index, err) == nil {
+		a.eachPage(b, func(page merkle.Extent) { pages = pages[page.Length:] })
+		return pages, a.refetch(ctx, b)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -177,17 +200,10 @@ func (a *applier) patchBlock(ctx context.Context, b wire.PatchedBlock, pages []b
 	if leaf != b.Leaf {
 		return pages, a.refetch(ctx, b)
 	}
-	e := a.g.Block(b.Index)
-	if a.accept.Slots {
-		changed = append(changed[:0], merkle.Extent{Length: e.Length}) // a slot is written whole
+	if err := a.img.Put(image.Block{Index: b.Index, Leaf: leaf, Data: block, Changed: changed}); err != nil {
+		return nil, fmt.Errorf("writing the target: %w", err)
 	}
-	for _, c := range changed {
-		if _, err := a.img.WriteAt(block[c.Offset:c.End()], e.Offset+c.Offset); err != nil {
-			return nil, fmt.Errorf("writing the target: %w", err)
-		}
-	}
-	a.written(b.Index, leaf)
-	return pages, nil
+	return pages, a.written(b.Index, leaf)
 }
 
 // refetch asks for a block again. It stays pending until it comes.

@@ -18,7 +18,7 @@ func (s *source) coordinate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := s.handle(event); err != nil {
+		if err := s.handle(ctx, event); err != nil {
 			return err
 		}
 		// What came up meanwhile goes out once there is nothing else to do, so
@@ -29,16 +29,16 @@ func (s *source) coordinate(ctx context.Context) error {
 	}
 }
 
-func (s *source) handle(event any) error {
+func (s *source) handle(ctx context.Context, event any) error {
 	if m, ok := event.(wire.Message); ok {
-		return s.handleMessage(m)
+		return s.handleMessage(ctx, m)
 	}
 	switch e := event.(type) {
 	case sourceScan:
 		r := s.region(e.Index)
-		r.leaves, r.scanned = e.Leaves, true
+		r.own, r.leaves, r.stored, r.scanned = e.root, e.Leaves, e.stored, true
 		s.scanned = e.Index + 1
-		s.compare(e.Index, r)
+		return s.compare(ctx, e.Index, r)
 	case streamed:
 		s.scanned = e.index + 1
 		s.region(e.index).scanned = true
@@ -59,7 +59,7 @@ func (s *source) handle(event any) error {
 	return nil
 }
 
-func (s *source) handleMessage(m wire.Message) error {
+func (s *source) handleMessage(ctx context.Context, m wire.Message) error {
 	weight, err := weigh(m)
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func (s *source) handleMessage(m wire.Message) error {
 	s.waiting.Add(-weight)
 	switch m := m.(type) {
 	case *wire.Roots:
-		return s.takeRoots(m)
+		return s.takeRoots(ctx, m)
 	case *wire.Hashes:
 		return s.takeHashes(m)
 	case *wire.Pages:
@@ -89,7 +89,7 @@ func (s *source) region(i int64) *sourceRegion {
 	return r
 }
 
-func (s *source) takeRoots(m *wire.Roots) error {
+func (s *source) takeRoots(ctx context.Context, m *wire.Roots) error {
 	end := m.First + int64(len(m.Hashes))
 	if m.First != s.roots || end > heldRegions(s.g, s.accept.Held) || end > s.through.get()+window {
 		return fmt.Errorf("the target sent roots of regions %d to %d where %d was due", m.First, end, s.roots)
@@ -98,22 +98,34 @@ func (s *source) takeRoots(m *wire.Roots) error {
 		index := m.First + int64(i)
 		r := s.region(index)
 		r.root, r.rooted = root, true
-		s.compare(index, r)
+		if err := s.compare(ctx, index, r); err != nil {
+			return err
+		}
 	}
 	s.roots = end
 	return nil
 }
 
 // compare is called when either side of a region has become known.
-func (s *source) compare(index int64, r *sourceRegion) {
-	if !r.scanned || !r.rooted || merkle.RegionRoot(r.leaves) == r.root {
-		return
+func (s *source) compare(ctx context.Context, index int64, r *sourceRegion) error {
+	if !r.scanned || !r.rooted || r.own == r.root {
+		return nil
+	}
+	if r.stored {
+		var err error
+		if r.leaves, err = s.tree.leaves(ctx, index, merkle.BuildOptions{}); err != nil {
+			return fmt.Errorf("reading the source: %w", err)
+		}
+		if r.stored = false; merkle.RegionRoot(r.leaves) != r.own {
+			return changed(fmt.Sprintf(" (at offset %d or behind)", s.g.Span(index*merkle.RegionBlocks, 1).Offset))
+		}
 	}
 	if r.root.IsZero() {
 		s.compareLeaves(r, index*merkle.RegionBlocks, r.leaves, nil)
-		return
+		return nil
 	}
 	s.expandNode(r, merkle.RegionLevel, index)
+	return nil
 }
 
 func (s *source) expandNode(r *sourceRegion, level int, node int64) {

@@ -11,14 +11,22 @@ import (
 	"github.com/diskrsync/diskrsync/merkle/wire"
 )
 
-// Inspect reads all of img and describes it. Each block that cannot be read is
-// reported to bad, one at a time but in no order, and counted; the digest is
-// that of the content only if there are none. The Monitor may be nil.
-func Inspect(ctx context.Context, img image.Image, mon *Monitor, bad func(wire.Bad) error) (*wire.Info, error) {
-	if mon == nil {
-		mon = new(Monitor)
+// InspectOptions say how an image is looked at. The zero value describes it from
+// what is stored, and reads it only if that is nothing.
+type InspectOptions struct {
+	Read    bool                 // read all of it, and compare it with what is stored
+	Record  bool                 // store which blocks are bad, for the next sync to fetch them
+	Monitor *Monitor             // if set, is kept up to date
+	Bad     func(wire.Bad) error // is told of each bad block, one at a time but in no order; may be nil
+}
+
+// Inspect describes img. The digest is that of the content only if nothing is
+// bad.
+func Inspect(ctx context.Context, img image.Image, opt InspectOptions) (*wire.Info, error) {
+	if opt.Monitor == nil {
+		opt.Monitor = new(Monitor)
 	}
-	mon.size.Store(img.Size())
+	opt.Monitor.size.Store(img.Size())
 	bs := img.BlockSize()
 	if bs == 0 {
 		bs = merkle.DefaultBlockSize
@@ -27,55 +35,128 @@ func Inspect(ctx context.Context, img image.Image, mon *Monitor, bad func(wire.B
 	if err != nil {
 		return nil, err
 	}
-	info := &wire.Info{Format: string(img.Format()), Size: img.Size(), BlockSize: bs, Note: img.Note()}
-	if info.Allocated, err = img.Allocated(); err != nil {
-		return nil, err
+	info, err := describe(img, bs)
+	if err != nil || info.Stored && !opt.Read {
+		return info, err
 	}
-	var mu sync.Mutex
-	opt := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{Unreadable: func(block int64, err error) error {
-		mu.Lock()
-		defer mu.Unlock()
-		info.Bad++
-		e := g.Block(block)
-		if corrupt := (*image.CorruptError)(nil); errors.As(err, &corrupt) {
-			err = corrupt.Err // the rest is said by the other fields
-		}
-		return bad(wire.Bad{Index: block, Offset: e.Offset, Length: e.Length, Text: err.Error()})
-	}}}
-	var acc merkle.Accumulator
-	err = merkle.Build(ctx, g, img, opt, func(r merkle.Region) error {
-		mon.source.region(g, r)
-		acc.Add(r.Root())
-		return nil
-	})
+	i := &inspector{InspectOptions: opt, img: img, tree: tree{g, img, img.Hashes(bs)}}
+	root, err := i.read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := img.Changed(); err != nil {
-		return nil, err
+	if info.Bad = int64(len(i.bad)); info.Bad > 0 {
+		info.Digest = merkle.Hash{}
+		return info, i.record(info)
 	}
-	if info.Bad == 0 {
-		info.Digest = g.Digest(acc.Root())
-	}
+	info.Digest = g.Digest(root)
 	return info, nil
 }
 
+// describe tells what is known of an image without reading it.
+func describe(img image.Image, bs int) (*wire.Info, error) {
+	s := img.State()
+	info := &wire.Info{Format: string(img.Format()), Size: img.Size(), BlockSize: bs, Bad: s.Bad,
+		Stored: s.Stored, Incomplete: s.Incomplete, Kept: s.Kept, Waiting: s.Waiting}
+	if s.Stored {
+		info.Generation, info.Synced = s.Generation, s.Synced.UnixNano()
+		if s.Bad == 0 {
+			info.Digest = s.Digest
+		}
+	}
+	var err error
+	info.Allocated, err = img.Allocated()
+	return info, err
+}
+
+// An inspector reads an image and finds out what is bad.
+type inspector struct {
+	InspectOptions
+	img  image.Image
+	tree tree
+
+	mu  sync.Mutex
+	bad []int64
+}
+
+// read returns the root of the content.
+func (i *inspector) read(ctx context.Context) (merkle.Hash, error) {
+	var acc merkle.Accumulator
+	opt := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{Unreadable: func(block int64, err error) error {
+		if corrupt := (*image.CorruptError)(nil); errors.As(err, &corrupt) {
+			err = corrupt.Err // the rest is said by the other fields
+		}
+		return i.tell(block, err)
+	}}}
+	err := merkle.Build(ctx, i.tree.g, i.img, opt, func(r merkle.Region) error {
+		i.Monitor.source.region(i.tree.g, r)
+		acc.Add(r.Root())
+		return i.compare(r)
+	})
+	if err != nil {
+		return merkle.Hash{}, err
+	}
+	return acc.Root(), i.img.Changed()
+}
+
+// compare finds the blocks of a region that are not what is stored of them.
+func (i *inspector) compare(r merkle.Region) error {
+	stored, ok := i.tree.stored(r.Index)
+	if !ok || stored == nil && r.Leaves == nil {
+		return nil
+	}
+	for _, at := range merkle.Diff(stored, r.Leaves) {
+		block := r.Index*merkle.RegionBlocks + int64(at)
+		if merkle.At(r.Leaves, at) == merkle.Unknown {
+			continue // it is told already
+		}
+		err := errStored
+		if merkle.At(stored, at) == merkle.Unknown {
+			err = errors.New("was found to be bad before")
+		}
+		if err := i.tell(block, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (i *inspector) tell(block int64, err error) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.bad = append(i.bad, block)
+	if i.Bad == nil {
+		return nil
+	}
+	e := i.tree.g.Block(block)
+	return i.Bad(wire.Bad{Index: block, Offset: e.Offset, Length: e.Length, Text: err.Error()})
+}
+
+// record stores what is bad. If that cannot be done the rest is still worth
+// telling.
+func (i *inspector) record(info *wire.Info) error {
+	if !i.Record || !i.Read {
+		return nil
+	}
+	if err := i.img.RecordBad(i.bad); err != nil {
+		info.Note = fmt.Sprintf("the bad blocks could not be recorded, so the next sync will only find them with --checksum: %v", err)
+	}
+	return nil
+}
+
 // serveInspection is the agent's side of AwaitInspection. It names bad blocks if
-// it is told to, else it only counts them.
-func serveInspection(ctx context.Context, c *Conn, img image.Image, name bool) error {
-	mon := new(Monitor)
-	l := newLink(c, &mon.source, &mon.target, merkle.DefaultBlockSize)
+// all of the image is read, else it only counts them.
+func serveInspection(ctx context.Context, c *Conn, img image.Image, opt InspectOptions) error {
+	opt.Monitor = new(Monitor)
+	l := newLink(c, &opt.Monitor.source, &opt.Monitor.target, merkle.DefaultBlockSize)
+	if opt.Read {
+		opt.Bad = func(b wire.Bad) error { return l.send(ctx, &b) }
+	}
 	return l.run(ctx,
 		func(_ context.Context, m wire.Message) error {
 			return fmt.Errorf("the client sent a %T out of turn", m)
 		},
 		func(ctx context.Context) error {
-			info, err := Inspect(ctx, img, mon, func(b wire.Bad) error {
-				if !name {
-					return nil
-				}
-				return l.send(ctx, &b)
-			})
+			info, err := Inspect(ctx, img, opt)
 			if err != nil {
 				return err
 			}

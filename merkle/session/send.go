@@ -162,6 +162,10 @@ func (w *sender) read(p plan) ([]byte, error) {
 	w.n.read.Add(e.Length)
 	w.n.hashed.Add(e.Length)
 	if merkle.Leaf(data) != p.leaf {
+		run := &merkle.Run{First: p.block, Count: 1, Leaves: []merkle.Hash{merkle.Leaf(data)}}
+		if err := w.judge(run); err != nil {
+			return nil, fmt.Errorf("reading the source: %w", err)
+		}
 		return nil, changed(fmt.Sprintf(" (at offset %d)", e.Offset))
 	}
 	return data, nil

@@ -149,13 +149,13 @@ func (m *Monitor) Snapshot() Result {
 
 // counters are wire.Stats that many goroutines count.
 type counters struct {
-	scanned, read, hashed, changed, patched, holes, repaired, payload atomic.Int64
+	scanned, read, hashed, changed, patched, holes, repaired, payload, kept atomic.Int64
 }
 
 func (c *counters) load() wire.Stats {
 	return wire.Stats{
 		Scanned: c.scanned.Load(), Read: c.read.Load(), Hashed: c.hashed.Load(), Changed: c.changed.Load(),
-		Patched: c.patched.Load(), Holes: c.holes.Load(), Repaired: c.repaired.Load(), Payload: c.payload.Load(),
+		Patched: c.patched.Load(), Holes: c.holes.Load(), Repaired: c.repaired.Load(), Payload: c.payload.Load(), Kept: c.kept.Load(),
 	}
 }
 
@@ -168,6 +168,7 @@ func (c *counters) store(s wire.Stats) {
 	c.holes.Store(s.Holes)
 	c.repaired.Store(s.Repaired)
 	c.payload.Store(s.Payload)
+	c.kept.Store(s.Kept)
 }
 
 // region counts what it took to know a region of g.
@@ -182,30 +183,44 @@ func (c *counters) region(g merkle.Geometry, r merkle.Region) {
 type Source interface {
 	merkle.Source
 	Size() int64
-	BlockSize() int // 0 if the format has no blocks of its own
+
+	// BlockSize returns the size of the blocks that the format has, or that
+	// hashes are stored of, or 0.
+	BlockSize() int
+
+	// Hashes returns what is stored of the tree with blocks of a size.
+	Hashes(blockSize int) image.Hashes
+
 	Identity() image.Identity
-	Changed() error // whether it was written to since it was opened
+	Modified() time.Time // when the content was changed last; zero if that is not known
+	Changed() error      // whether it was written to since it was opened
 }
 
-// A Target receives an image. *image.Target is one. Reads see the content it
-// has, through the size given to Begin. Calls for distinct blocks come from
-// many goroutines at once.
+// A Target receives an image. *image.Target is one, and has more about the
+// order of the calls. Reads see the content it has, through the size given to
+// Begin. Calls for distinct blocks come from many goroutines at once.
 type Target interface {
 	merkle.Source
+	image.Hashes // what is stored of the content, once it has begun
+
 	Format() image.Format
-	BlockSize() int // 0 if there is no image yet, or its format has no blocks
+	BlockSize() int // of the blocks that it must be written in, 0 for any
+	Preferred() int // of the blocks that hashes are stored of, or 0
 	Held() int64    // bytes of content that exist
+	Kept() int64    // bytes of them that an interrupted run has left
 	Identity() image.Identity
 	Begin(size int64, blockSize int) error
-	WriteAt(p []byte, off int64) (int, error)
-	WriteSlot(block int64, slot []byte) error
-	Punch(off, length int64) error
-	Commit() error
+	Put(image.Block) error
+	Punch(first, count int64) error                  // blocks
+	Settle(region int64, leaves []merkle.Hash) error // that was read, or written to
+	Commit(digest merkle.Hash, modified time.Time) error
 }
 
 // agree returns the block size of a session: that of an spgz target, so that a
-// changed block is a slot of the file, rewritten whole; else the one the source
-// has its own blocks in; else the default.
+// changed block is a slot of the file, rewritten whole; else the one that the
+// source has its own blocks or hashes in; else that of the target's hashes; else
+// the default. That the source comes first makes a pair of images settle on one
+// size, however often they are synced back and forth.
 func agree(img Target, preferred int) (int, error) {
 	bs := preferred
 	switch {
@@ -213,6 +228,8 @@ func agree(img Target, preferred int) (int, error) {
 		bs = img.BlockSize()
 	case img.Format() == image.Spgz && !isSlot(preferred):
 		bs = defaultSlot
+	case bs == 0 && img.Preferred() > 0:
+		bs = img.Preferred()
 	case bs == 0:
 		bs = merkle.DefaultBlockSize
 	}

@@ -56,6 +56,7 @@ func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error)
 	if err := c.interruptible(ctx, func() error { return s.greet(c) }); err != nil {
 		return s.result(c), err
 	}
+	s.tree = tree{s.g, img, img.Hashes(s.g.BlockSize())}
 	coder, err := newCoder(s.g, img, s.accept, opt.Plain)
 	if err != nil {
 		return s.result(c), errors.Join(err, c.Close())
@@ -76,6 +77,7 @@ type source struct {
 	mon    *Monitor
 	n      *counters
 	g      merkle.Geometry
+	tree   tree
 	accept *wire.Accept
 	coder  *coder
 	link   *link
@@ -103,7 +105,9 @@ type source struct {
 
 // A sourceRegion is what the source knows of a region in flight.
 type sourceRegion struct {
-	leaves  []merkle.Hash // the source's own
+	own     merkle.Hash   // the source's root
+	leaves  []merkle.Hash // the source's, once they are needed if they are stored
+	stored  bool          // the leaves are yet to be had
 	scanned bool
 	root    merkle.Hash // the target's
 	rooted  bool
@@ -113,8 +117,8 @@ type sourceRegion struct {
 
 // Events, besides messages.
 type (
-	sourceScan struct{ merkle.Region } // a region was scanned; its target is to be compared
-	streamed   struct{ index int64 }   // a region was scanned and sent
+	sourceScan struct{ known }       // a region was scanned; its target is to be compared
+	streamed   struct{ index int64 } // a region was scanned and sent
 	sent       struct {
 		blocks []int64
 		asked  bool
@@ -124,6 +128,9 @@ type (
 
 func (s *source) greet(c *Conn) error {
 	hello := &wire.Hello{Size: s.img.Size(), BlockSize: s.img.BlockSize(), DryRun: s.opt.DryRun, Identity: s.img.Identity()}
+	if t := s.img.Modified(); !t.IsZero() && t.Unix() > 0 {
+		hello.Modified = t.UnixNano()
+	}
 	if err := c.write(hello); err != nil {
 		return err
 	}
@@ -188,20 +195,21 @@ func weigh(m wire.Message) (int64, error) {
 	return 0, fmt.Errorf("the target sent a %T out of turn", m)
 }
 
-// scan reads the image once. Regions that the target has are compared; what lies
-// behind them is sent as it is read.
+// scan finds out the tree of the image, reading it once as far as it is not
+// stored. Regions that the target has are compared; what lies behind them is
+// sent as it is read.
 func (s *source) scan(ctx context.Context) error {
 	var acc merkle.Accumulator
 	held := heldRegions(s.g, s.accept.Held)
-	emit := func(r merkle.Region) error {
+	emit := func(r known) error {
 		if err := s.through.reach(ctx, r.Index-window+1); err != nil {
 			return err
 		}
 		if err := s.dealt.reach(ctx, s.found.Load()-maxBacklog); err != nil {
 			return err
 		}
-		s.n.region(s.g, r)
-		acc.Add(r.Root())
+		s.n.region(s.g, r.Region)
+		acc.Add(r.root)
 		if r.Index < held {
 			s.events.push(sourceScan{r})
 		} else {
@@ -209,16 +217,13 @@ func (s *source) scan(ctx context.Context) error {
 		}
 		return nil
 	}
-	edge := held * merkle.RegionBlocks
-	if held > 0 {
-		compared := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{End: edge}}
-		if err := merkle.Build(ctx, s.g, s.img, compared, emit); err != nil {
-			return fmt.Errorf("reading the source: %w", err)
-		}
+	if err := s.tree.scan(ctx, 0, held, merkle.BuildOptions{}, emit); err != nil {
+		return fmt.Errorf("reading the source: %w", err)
 	}
-	stream := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{First: edge, Each: s.coder.encodeRun}}
+	stream := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{First: held * merkle.RegionBlocks, Each: s.encodeRun}}
 	stream.Run = func(run *merkle.Run) error { return s.stream(ctx, run) }
-	if err := merkle.Build(ctx, s.g, s.img, stream, emit); err != nil {
+	err := merkle.Build(ctx, s.g, s.img, stream, func(r merkle.Region) error { return emit(known{r, r.Root(), false}) })
+	if err != nil {
 		return fmt.Errorf("reading the source: %w", err)
 	}
 	if err := s.img.Changed(); err != nil {
@@ -228,8 +233,32 @@ func (s *source) scan(ctx context.Context) error {
 	return nil
 }
 
+// judge is tree.judge for an image that may also have been written to since it
+// was opened.
+func (s *source) judge(run *merkle.Run) error {
+	err := s.tree.judge(run)
+	if err == nil {
+		return nil
+	}
+	if err := s.img.Changed(); err != nil {
+		return changed(fmt.Sprintf(" (%v)", err))
+	}
+	return err
+}
+
+// encodeRun packs a run that is to be streamed, if it is what is stored of it.
+func (s *source) encodeRun(run *merkle.Run) error {
+	if err := s.judge(run); err != nil {
+		return err
+	}
+	return s.coder.encodeRun(run)
+}
+
 // stream sends the blocks of a run whose place is empty at the target.
 func (s *source) stream(ctx context.Context, run *merkle.Run) error {
+	if run.IsHole() {
+		return s.judge(run)
+	}
 	blocks, _ := run.Value.([]*wire.Block)
 	if len(blocks) == 0 {
 		return nil

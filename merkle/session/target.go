@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -62,6 +63,7 @@ type target struct {
 	mon    *Monitor
 	n      *counters
 	g      merkle.Geometry
+	tree   tree
 	held   int64 // regions of which the image has any content
 	hello  *wire.Hello
 	accept *wire.Accept
@@ -87,9 +89,21 @@ type targetRegion struct {
 	taken   blockSet      // blocks that were sent
 	again   blockSet      // blocks that were asked for again
 	pending int           // blocks taken and not yet written
-	root    merkle.Hash   // once settled and written, when leaves is dropped
-	closed  bool          // root is set
+	root    merkle.Hash   // if stored, and once settled, when leaves is dropped
+	stored  bool          // leaves are yet to be had
+	read    bool          // the image did not know of the leaves before
+	dirty   bool          // a block was taken
+	settle  settling
 }
+
+// settling is how far a region is from being done with.
+type settling int
+
+const (
+	open settling = iota
+	leaving
+	closed // root is set
+)
 
 // A blockSet is a set of the blocks of a region.
 type blockSet [merkle.RegionBlocks / 64]uint64
@@ -127,6 +141,8 @@ func (t *target) greet(c *Conn) error {
 		return c.fail(err)
 	}
 	t.mon.size.Store(hello.Size)
+	t.tree = tree{t.g, t.img, t.img}
+	t.n.kept.Store(t.img.Kept())
 	t.accept = &wire.Accept{BlockSize: bs, Held: t.img.Held(), Slots: t.img.Format() == image.Spgz}
 	rand.Read(t.accept.Key[:]) // never fails
 	t.held = heldRegions(t.g, t.accept.Held)
@@ -174,8 +190,7 @@ func (t *target) scan(ctx context.Context) error {
 		batch = &wire.Roots{First: t.scanned}
 		return t.link.send(ctx, m)
 	}
-	opt := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{End: t.held * merkle.RegionBlocks, Unreadable: unreadable}}
-	err := merkle.Build(ctx, t.g, t.img, opt, func(r merkle.Region) error {
+	err := t.tree.scan(ctx, 0, t.held, readTarget(), func(r known) error {
 		if limit := r.Index - window + 1; t.through.get() < limit {
 			if err := flush(); err != nil {
 				return err
@@ -184,14 +199,14 @@ func (t *target) scan(ctx context.Context) error {
 				return err
 			}
 		}
-		t.n.region(t.g, r)
-		if r.Leaves != nil {
+		t.n.region(t.g, r.Region)
+		if !r.stored || !r.root.IsZero() {
 			t.mu.Lock()
-			t.regions[r.Index] = &targetRegion{leaves: r.Leaves}
+			t.regions[r.Index] = &targetRegion{leaves: r.Leaves, root: r.root, stored: r.stored, read: !r.stored}
 			t.mu.Unlock()
 		}
-		batch.Hashes = append(batch.Hashes, r.Root())
-		if r.Leaves == nil && len(batch.Hashes) < rootsBatch {
+		batch.Hashes = append(batch.Hashes, r.root)
+		if (r.stored || r.Leaves == nil) && len(batch.Hashes) < rootsBatch {
 			return nil
 		}
 		return flush()
@@ -200,6 +215,11 @@ func (t *target) scan(ctx context.Context) error {
 		return fmt.Errorf("reading the target: %w", err)
 	}
 	return flush()
+}
+
+// readTarget says how the target is read.
+func readTarget() merkle.BuildOptions {
+	return merkle.BuildOptions{ScanOptions: merkle.ScanOptions{Unreadable: unreadable}}
 }
 
 // unreadable lets a scan of the target pass over blocks that are corrupt: they
@@ -237,17 +257,43 @@ func (t *target) receive(ctx context.Context, m wire.Message) error {
 }
 
 // leaves returns the leaves of a region that is in flight; nil for zeros.
-func (t *target) leaves(index int64) ([]merkle.Hash, error) {
+func (t *target) leaves(ctx context.Context, index int64) ([]merkle.Hash, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if err := t.inFlight(index); err != nil {
+	err := t.inFlight(index)
+	t.mu.Unlock()
+	if err != nil {
 		return nil, err
 	}
+	if err := t.load(ctx, index); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if r := t.regions[index]; r != nil && r.leaves != nil {
 		// A copy, as blocks may be written meanwhile.
 		return append([]merkle.Hash(nil), r.leaves...), nil
 	}
 	return make([]merkle.Hash, t.g.RegionLen(index)), nil
+}
+
+// load gets the leaves of a region in flight that are stored. Only the goroutine
+// that receives calls it, which is also the only one that makes regions close.
+func (t *target) load(ctx context.Context, index int64) error {
+	t.mu.Lock()
+	r := t.regions[index]
+	t.mu.Unlock()
+	if r == nil || !r.stored {
+		return nil
+	}
+	leaves, err := t.tree.leaves(ctx, index, readTarget())
+	if err != nil {
+		return fmt.Errorf("reading the target: %w", err)
+	}
+	t.mu.Lock()
+	r.leaves, r.stored = leaves, false
+	r.read = merkle.RegionRoot(leaves) != r.root // then they were damaged
+	t.mu.Unlock()
+	return nil
 }
 
 // inFlight checks that the source may ask about a region. It is called with the
@@ -272,7 +318,7 @@ func (t *target) answer(ctx context.Context, m *wire.Expand) error {
 		if t.g.Children(m.Level, node) == 0 {
 			return fmt.Errorf("the source asks for node %d of level %d, which does not exist", node, m.Level)
 		}
-		leaves, err := t.leaves(index)
+		leaves, err := t.leaves(ctx, index)
 		if err != nil {
 			return err
 		}
@@ -316,7 +362,7 @@ func (t *target) do(ctx context.Context, job func(*applier) error) error {
 }
 
 // take checks that a block may be sent now, and marks it taken.
-func (t *target) take(block int64) error {
+func (t *target) take(ctx context.Context, block int64) error {
 	if t.hello.DryRun {
 		return errors.New("the source sent a block in a dry run")
 	}
@@ -324,6 +370,9 @@ func (t *target) take(block int64) error {
 		return fmt.Errorf("the source sent block %d of %d", block, t.g.Blocks())
 	}
 	index := block / merkle.RegionBlocks
+	if err := t.load(ctx, index); err != nil {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := t.regions[index]
@@ -347,13 +396,14 @@ func (t *target) take(block int64) error {
 		return fmt.Errorf("the source sent block %d twice", block)
 	}
 	r.taken.set(block, true)
+	r.dirty = true
 	r.pending++
 	return nil
 }
 
 func (t *target) takeHoles(ctx context.Context, m *wire.Holes) error {
 	for _, b := range m.Blocks {
-		if err := t.take(b); err != nil {
+		if err := t.take(ctx, b); err != nil {
 			return err
 		}
 	}
@@ -361,7 +411,7 @@ func (t *target) takeHoles(ctx context.Context, m *wire.Holes) error {
 }
 
 func (t *target) takeBlock(ctx context.Context, m *wire.Block) error {
-	if err := t.take(m.Index); err != nil {
+	if err := t.take(ctx, m.Index); err != nil {
 		return err
 	}
 	return t.do(ctx, func(a *applier) error { return a.block(m) })
@@ -369,7 +419,7 @@ func (t *target) takeBlock(ctx context.Context, m *wire.Block) error {
 
 func (t *target) takePatch(ctx context.Context, m *wire.Patch) error {
 	for _, b := range m.Blocks {
-		if err := t.take(b.Index); err != nil {
+		if err := t.take(ctx, b.Index); err != nil {
 			return err
 		}
 		pages, set := t.g.Pages(b.Index), 0
@@ -399,26 +449,44 @@ func (t *target) advance(through int64) error {
 		return fmt.Errorf("the source advanced from region %d to %d of %d", last, through, known)
 	}
 	t.through.set(through)
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	for i := last; i < through; i++ {
-		t.close(i)
+		if err := t.close(i); err != nil {
+			return err
+		}
 	}
 	t.fold()
 	return nil
 }
 
-// close drops the leaves of a region once nothing more can change them. It is
-// called with the lock held.
-func (t *target) close(index int64) {
-	if r := t.regions[index]; r != nil && !r.closed && r.pending == 0 && index < t.through.get() {
-		r.root, r.leaves, r.closed = merkle.RegionRoot(r.leaves), nil, true
+// close settles a region once nothing more can change it.
+func (t *target) close(index int64) error {
+	t.mu.Lock()
+	r := t.regions[index]
+	ready := r != nil && r.settle == open && r.pending == 0 && index < t.through.get()
+	if ready {
+		r.settle = leaving
 	}
+	t.mu.Unlock()
+	if !ready {
+		return nil
+	}
+	root := r.root
+	if r.read || r.dirty {
+		root = merkle.RegionRoot(r.leaves)
+		if err := t.img.Settle(index, r.leaves); err != nil {
+			return fmt.Errorf("writing the target: %w", err)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r.root, r.leaves, r.settle = root, nil, closed
+	return nil
 }
 
-// fold adds the roots of regions that are closed to the root of the image. It
-// is called with the lock held.
+// fold adds the roots of regions that are closed to the root of the image.
 func (t *target) fold() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	through := t.through.get()
 	next := t.applied.get()
 	for ; next < through; next++ {
@@ -426,7 +494,7 @@ func (t *target) fold() {
 		switch {
 		case r == nil:
 			t.acc.Add(merkle.Hash{})
-		case r.closed:
+		case r.settle == closed:
 			t.acc.Add(r.root)
 			delete(t.regions, next)
 		default:
@@ -438,10 +506,9 @@ func (t *target) fold() {
 }
 
 // written records what a block has become.
-func (t *target) written(block int64, leaf merkle.Hash) {
+func (t *target) written(block int64, leaf merkle.Hash) error {
 	index := block / merkle.RegionBlocks
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	r := t.regions[index]
 	if r.leaves == nil && !leaf.IsZero() {
 		r.leaves = make([]merkle.Hash, t.g.RegionLen(index))
@@ -453,10 +520,16 @@ func (t *target) written(block int64, leaf merkle.Hash) {
 		r.leaves[block%merkle.RegionBlocks] = leaf
 	}
 	r.pending--
-	if r.pending == 0 {
-		t.close(index)
-		t.fold()
+	last := r.pending == 0
+	t.mu.Unlock()
+	if !last {
+		return nil
 	}
+	if err := t.close(index); err != nil {
+		return err
+	}
+	t.fold()
+	return nil
 }
 
 func (t *target) takeFinish(m *wire.Finish) error {
@@ -500,5 +573,9 @@ func (t *target) commit(ctx context.Context, want merkle.Hash) error {
 	if t.digest != want {
 		return fmt.Errorf("the target has digest %v where the source has %v: nothing is committed", t.digest, want)
 	}
-	return t.img.Commit()
+	var modified time.Time
+	if t.hello.Modified > 0 {
+		modified = time.Unix(0, t.hello.Modified)
+	}
+	return t.img.Commit(t.digest, modified)
 }

@@ -95,6 +95,7 @@ const (
 	VerbTarget
 	VerbInfo
 	VerbVerify
+	VerbClean
 )
 
 // Request is the client's first message to an agent.
@@ -105,18 +106,24 @@ type Request struct {
 	Raw      bool          // a new target is made raw
 	DryRun   bool          // change nothing
 	Checksum bool          // believe no stored hashes
+	InPlace  bool          // change an existing target where it is
+	Force    bool          // read an image that is known to be incomplete or damaged
+	StateDir string        // for what is stored about devices
 	Timeout  time.Duration // how long to wait for a silent peer; to the millisecond
 }
 
 func (*Request) kind() kind { return kindRequest }
 func (m *Request) fields(c *codec) {
 	verb, ms := int(m.Verb), m.Timeout.Milliseconds()
-	c.int(&verb, int(VerbVerify))
+	c.int(&verb, int(VerbClean))
 	c.string(&m.Path, maxText)
 	c.string(&m.Format, 16)
 	c.bool(&m.Raw)
 	c.bool(&m.DryRun)
 	c.bool(&m.Checksum)
+	c.bool(&m.InPlace)
+	c.bool(&m.Force)
+	c.string(&m.StateDir, maxText)
 	c.int64(&ms)
 	if verb == 0 || ms > int64(1000*time.Hour/time.Millisecond) {
 		c.fail(errors.New("a request without verb, or with an absurd timeout"))
@@ -144,6 +151,7 @@ type Hello struct {
 	BlockSize int // that the source prefers, 0 for any
 	DryRun    bool
 	Identity  [16]byte
+	Modified  int64 // when the content was changed last, in nanoseconds since 1970; 0 if not known
 }
 
 func (*Hello) kind() kind { return kindHello }
@@ -152,6 +160,7 @@ func (m *Hello) fields(c *codec) {
 	c.int(&m.BlockSize, merkle.MaxBlockSize)
 	c.bool(&m.DryRun)
 	c.fixed(m.Identity[:])
+	c.int64(&m.Modified)
 }
 
 // Accept is the target's answer to Hello.
@@ -354,10 +363,11 @@ type Stats struct {
 	Holes    int64 // blocks that became holes
 	Repaired int64 // blocks of the target that could not be read and were rewritten
 	Payload  int64 // bytes of blocks and patches, as encoded
+	Kept     int64 // bytes of content that an interrupted run had left at the target
 }
 
 func (s *Stats) fields(c *codec) {
-	for _, v := range []*int64{&s.Scanned, &s.Read, &s.Hashed, &s.Changed, &s.Patched, &s.Holes, &s.Repaired, &s.Payload} {
+	for _, v := range []*int64{&s.Scanned, &s.Read, &s.Hashed, &s.Changed, &s.Patched, &s.Holes, &s.Repaired, &s.Payload, &s.Kept} {
 		c.int64(v)
 	}
 }
@@ -428,8 +438,15 @@ type Info struct {
 	Allocated int64
 	BlockSize int
 	Digest    merkle.Hash
-	Bad       int64 // blocks that could not be read
+	Bad       int64 // blocks that could not be read, or are not what they were
 	Note      string
+
+	Stored     bool  // the hashes are those that were stored when it was synced
+	Generation int64 // how often the image was synced, if Stored
+	Synced     int64 // when that was last, in nanoseconds since 1970, if Stored
+	Incomplete bool  // an update in place was interrupted
+	Kept       int64 // bytes of content that an interrupted run has left
+	Waiting    int64 // bytes of a committed update that are yet to be put into the image
 }
 
 func (*Info) kind() kind { return kindInfo }
@@ -441,9 +458,15 @@ func (m *Info) fields(c *codec) {
 	c.fixed(m.Digest[:])
 	c.int64(&m.Bad)
 	c.text(&m.Note)
+	c.bool(&m.Stored)
+	c.int64(&m.Generation)
+	c.int64(&m.Synced)
+	c.bool(&m.Incomplete)
+	c.int64(&m.Kept)
+	c.int64(&m.Waiting)
 }
 
-// Bad names a block that could not be read.
+// Bad names a block that could not be read, or is not what it was.
 type Bad struct {
 	Index, Offset, Length int64
 	Text                  string
