@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,8 +18,10 @@ import (
 // imageCommand is a command that reads one image, here or elsewhere.
 type imageCommand struct {
 	*app
-	format string
-	choice image.Choice
+	format, stateDir string
+	force, checksum  bool
+	repairFrom       string
+	choice           image.Choice
 }
 
 func (c *imageCommand) command(use, short, long string, run func(ctx context.Context, arg string) error) *cobra.Command {
@@ -34,32 +36,44 @@ func (c *imageCommand) command(use, short, long string, run func(ctx context.Con
 		},
 	}
 	cmd.Flags().StringVar(&c.format, "source-format", string(image.Auto), "the file is `auto`, raw, or spgz")
+	cmd.Flags().StringVar(&c.stateDir, "state-dir", "", "the `folder` where hashes of devices are stored")
 	return cmd
 }
 
+// localImage is an image of this machine.
+type localImage struct {
+	image.Image
+	place *image.Place
+}
+
+func openLocal(path string, o image.Options) (*localImage, error) {
+	place, err := image.Locate(path)
+	if err != nil {
+		return nil, err
+	}
+	img, err := image.Open(place, o)
+	if err != nil {
+		return nil, errors.Join(err, place.Close())
+	}
+	return &localImage{img, place}, nil
+}
+
+func (l *localImage) Close() error { return errors.Join(l.Image.Close(), l.place.Close()) }
+
 // open opens the image that arg names: one of the results is not nil.
-func (c *imageCommand) open(ctx context.Context, arg string, verb wire.Verb) (image.Image, *remote, error) {
+func (c *imageCommand) open(ctx context.Context, arg string, verb wire.Verb) (*localImage, *remote, error) {
 	l, err := location(arg)
 	if err != nil {
 		return nil, nil, err
 	}
 	if l.Remote {
-		r, err := c.app.open(ctx, l, wire.Request{Verb: verb, Format: string(c.choice)})
+		r, err := c.app.open(ctx, l, wire.Request{Verb: verb, Format: string(c.choice), Force: c.force, Checksum: c.checksum, StateDir: c.stateDir})
 		if err == nil {
 			c.note(r.note)
 		}
 		return nil, r, err
 	}
-	place, err := image.Locate(l.Path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer place.Close()
-	open := image.Open
-	if verb != wire.VerbSource {
-		open = image.OpenDamaged
-	}
-	img, err := open(place, c.choice)
+	img, err := openLocal(l.Path, image.Options{Choice: c.choice, Examine: verb != wire.VerbSource, Force: c.force, Checksum: c.checksum, StateDir: c.stateDir})
 	if err == nil {
 		c.note(img.Note())
 	}
@@ -68,12 +82,15 @@ func (c *imageCommand) open(ctx context.Context, arg string, verb wire.Verb) (im
 
 func (a *app) catCommand() *cobra.Command {
 	c := &imageCommand{app: a}
-	return c.command("cat IMAGE", "Write the content of an image to standard output",
+	cmd := c.command("cat IMAGE", "Write the content of an image to standard output",
 		`Writes the content of an image or device, [[user@]host:]path, to standard output,
-holes as zeros. The exit status is 0 only if all of it was written and the image did
-not change meanwhile, which makes it fit for
+holes as zeros. The exit status is 0 only if all of it was written, is what was stored
+when the image was synced, and did not change meanwhile, which makes it fit for
 
   restic backup --stdin-from-command -- diskrsync cat IMAGE`, c.cat)
+	cmd.Flags().BoolVar(&c.force, "force", false, "read an image that is known to be incomplete or damaged as it is")
+	cmd.Flags().BoolVar(&c.checksum, "checksum", false, "do not compare the content with what is stored about it")
+	return cmd
 }
 
 func (c *imageCommand) cat(ctx context.Context, arg string) error {
@@ -102,12 +119,11 @@ func catImage(ctx context.Context, img image.Image, out *stream) error {
 	if err := out.Begin(img.Size(), bs); err != nil {
 		return err
 	}
-	err = merkle.Scan(ctx, g, img, merkle.ScanOptions{}, func(run *merkle.Run) error {
+	err = merkle.Scan(ctx, g, img, merkle.ScanOptions{Each: session.Judge(g, img)}, func(run *merkle.Run) error {
 		if run.IsHole() {
 			return nil // filled in with what comes next
 		}
-		_, err := out.WriteAt(run.Data, run.First*int64(bs))
-		return err
+		return out.write(run.Data, run.First*int64(bs))
 	})
 	if err != nil {
 		return err
@@ -115,7 +131,7 @@ func catImage(ctx context.Context, img image.Image, out *stream) error {
 	if err := img.Changed(); err != nil {
 		return err
 	}
-	return out.Commit()
+	return out.fill(out.size)
 }
 
 // A stream is a target that passes on what comes front to back, with zeros in
@@ -125,6 +141,8 @@ type stream struct {
 	at   int64
 	size int64
 	none image.Identity
+
+	blockSize int64
 }
 
 // zeros is what holes are filled with.
@@ -132,31 +150,37 @@ var zeros [64 << 10]byte
 
 func (s *stream) Format() image.Format                        { return image.Raw }
 func (s *stream) BlockSize() int                              { return 0 }
+func (s *stream) Preferred() int                              { return 0 }
 func (s *stream) Held() int64                                 { return 0 }
+func (s *stream) Kept() int64                                 { return 0 }
 func (s *stream) Identity() image.Identity                    { return s.none }
+func (s *stream) Root(int64) (h merkle.Hash, ok bool)         { return h, false }
+func (s *stream) Leaves(int64) ([]merkle.Hash, bool)          { return nil, false }
 func (s *stream) ReadAt([]byte, int64) (int, error)           { return 0, errors.ErrUnsupported }
 func (s *stream) NextData(int64) (e merkle.Extent, err error) { return e, io.EOF }
-func (s *stream) WriteSlot(int64, []byte) error               { return errors.ErrUnsupported }
 func (s *stream) Punch(int64, int64) error                    { return nil } // as it is, if nothing is written
+func (s *stream) Settle(int64, []merkle.Hash) error           { return nil }
 
-func (s *stream) Begin(size int64, _ int) error {
-	s.size = size
+func (s *stream) Begin(size int64, blockSize int) error {
+	s.size, s.blockSize = size, int64(blockSize)
 	return nil
 }
 
-func (s *stream) WriteAt(p []byte, off int64) (int, error) {
+func (s *stream) Put(b image.Block) error { return s.write(b.Data, b.Index*s.blockSize) }
+
+func (s *stream) write(p []byte, off int64) error {
 	if off < s.at {
-		return 0, fmt.Errorf("the content came out of order (offset %d after %d)", off, s.at)
+		return fmt.Errorf("the content came out of order (offset %d after %d)", off, s.at)
 	}
 	if err := s.fill(off); err != nil {
-		return 0, err
+		return err
 	}
 	n, err := s.w.Write(p)
 	s.at += int64(n)
 	if err != nil {
-		err = fmt.Errorf("writing to standard output: %w", err)
+		return fmt.Errorf("writing to standard output: %w", err)
 	}
-	return n, err
+	return nil
 }
 
 // fill writes zeros up to an offset.
@@ -171,109 +195,4 @@ func (s *stream) fill(to int64) error {
 	return nil
 }
 
-func (s *stream) Commit() error { return s.fill(s.size) }
-
-// inspection is what info and verify print as JSON.
-type inspection struct {
-	Type      string       `json:"message_type"`
-	Image     string       `json:"image"`
-	Format    string       `json:"format"`
-	Size      int64        `json:"size"`
-	Allocated int64        `json:"allocated"`
-	BlockSize int          `json:"block_size"`
-	Digest    *merkle.Hash `json:"digest"` // null if there are bad blocks
-	Bad       int64        `json:"bad_blocks"`
-}
-
-// badBlock is what verify prints for each.
-type badBlock struct {
-	Type    string `json:"message_type"`
-	Image   string `json:"image"`
-	Block   int64  `json:"block"`
-	Offset  int64  `json:"offset"`
-	Length  int64  `json:"length"`
-	Message string `json:"message"`
-}
-
-func (a *app) infoCommand() *cobra.Command {
-	c := &imageCommand{app: a}
-	cmd := c.command("info IMAGE", "Describe an image",
-		`Tells the format of an image, [[user@]host:]path, its sizes, and the digest of its
-content, for which all of it is read.`,
-		func(ctx context.Context, arg string) error { return c.inspect(ctx, arg, wire.VerbInfo) })
-	cmd.Flags().BoolVar(&a.json, "json", false, "write JSON")
-	return cmd
-}
-
-func (a *app) verifyCommand() *cobra.Command {
-	c := &imageCommand{app: a}
-	cmd := c.command("verify IMAGE", "Read all of an image and name what is bad",
-		`Reads all of an image, [[user@]host:]path, and names every block that cannot be read
-or decoded. The exit status is 1 if there are any.`,
-		func(ctx context.Context, arg string) error { return c.inspect(ctx, arg, wire.VerbVerify) })
-	cmd.Flags().BoolVar(&a.json, "json", false, "write one JSON object a line")
-	return cmd
-}
-
-func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) error {
-	img, r, err := c.open(ctx, arg, verb)
-	if err != nil {
-		return err
-	}
-	bad := func(b wire.Bad) error {
-		if verb == wire.VerbInfo {
-			return nil
-		}
-		return c.printBad(arg, b)
-	}
-	var info *wire.Info
-	if r != nil {
-		info, err = session.AwaitInspection(ctx, r.Conn, nil, bad)
-		err = r.explain(err)
-	} else {
-		defer img.Close()
-		info, err = session.Inspect(ctx, img, nil, bad)
-	}
-	if err != nil {
-		return err
-	}
-	if err := c.printInfo(arg, info); err != nil {
-		return err
-	}
-	if info.Bad > 0 {
-		hint := ""
-		if verb == wire.VerbInfo {
-			hint = " (diskrsync verify names them)"
-		}
-		return fmt.Errorf("image %s: %d bad blocks%s", arg, info.Bad, hint)
-	}
-	return nil
-}
-
-func (c *imageCommand) printBad(arg string, b wire.Bad) error {
-	if c.json {
-		return c.emit(badBlock{"bad", arg, b.Index, b.Offset, b.Length, b.Text})
-	}
-	_, err := fmt.Fprintf(c.stdout, "bad: block %d at offset %d, %d bytes: %s\n", b.Index, b.Offset, b.Length, harmless(b.Text))
-	return err
-}
-
-func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
-	var digest *merkle.Hash
-	shown := "none, as there are bad blocks"
-	if info.Bad == 0 {
-		digest, shown = &info.Digest, info.Digest.String()
-	}
-	if c.json {
-		return c.emit(inspection{"info", arg, info.Format, info.Size, info.Allocated, info.BlockSize, digest, info.Bad})
-	}
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "image\t%s\n", arg)
-	fmt.Fprintf(w, "format\t%s\n", info.Format)
-	fmt.Fprintf(w, "size\t%d\t(%s)\n", info.Size, size(info.Size))
-	fmt.Fprintf(w, "allocated\t%d\t(%s)\n", info.Allocated, size(info.Allocated))
-	fmt.Fprintf(w, "block size\t%d\n", info.BlockSize)
-	fmt.Fprintf(w, "digest\t%s\n", shown) // it depends on the block size
-	fmt.Fprintf(w, "bad blocks\t%d\n", info.Bad)
-	return w.Flush() // which is where all errors of writing show
-}
+func (s *stream) Commit(merkle.Hash, time.Time) error { return s.fill(s.size) }

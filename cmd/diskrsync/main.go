@@ -164,7 +164,7 @@ the target is too small or in use).`,
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	sync.flags(root.Flags())
 	a.reach.flags(root.PersistentFlags())
-	root.AddCommand(a.serveCommand(), a.catCommand(), a.infoCommand(), a.verifyCommand(), a.demoCommand())
+	root.AddCommand(a.serveCommand(), a.catCommand(), a.infoCommand(), a.verifyCommand(), a.cleanCommand(), a.demoCommand())
 	return root
 }
 

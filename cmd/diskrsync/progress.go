@@ -92,7 +92,15 @@ func progressLine(r session.Result, took time.Duration) string {
 		left := time.Duration(float64(took) * float64(r.Size-done) / float64(done))
 		line += fmt.Sprintf(", about %v left", left.Round(time.Second))
 	}
-	return line + fmt.Sprintf("; sent %d blocks whole, %d patched, %s", r.Source.Changed, r.Source.Patched, size(r.Source.Payload))
+	return line + fmt.Sprintf("; sent %d blocks whole, %d patched, %s", r.Source.Changed, r.Source.Patched, size(r.Source.Payload)) + keptText(r)
+}
+
+// keptText says what did not have to be sent again.
+func keptText(r session.Result) string {
+	if r.Target.Kept == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; kept %s of an interrupted run", size(r.Target.Kept))
 }
 
 // showBars draws a bar for the scan, whose end is known, and a counter for what
@@ -110,8 +118,8 @@ func (s *syncRun) showBars(d *display) {
 		mpb.PrependDecorators(decor.Name("send ", decor.WCSyncSpaceR), decor.CurrentKibiByte("% .1f", decor.WCSyncSpace)),
 		mpb.AppendDecorators(decor.AverageSpeed(decor.SizeB1024(0), " % .1f", decor.WCSyncSpace),
 			decor.Any(func(decor.Statistics) string {
-				n := s.mon.Snapshot().Source
-				return fmt.Sprintf("  %d blocks whole, %d patched, %d holes", n.Changed, n.Patched, n.Holes)
+				r := s.mon.Snapshot()
+				return fmt.Sprintf("  %d blocks whole, %d patched, %d holes", r.Source.Changed, r.Source.Patched, r.Source.Holes) + keptText(r)
 			})))
 	show := func() {
 		r := s.mon.Snapshot()
@@ -136,7 +144,7 @@ func (s *syncRun) showJSON(d *display, started time.Time) {
 	d.every(jsonEvery, func() {
 		r := s.mon.Snapshot()
 		err := s.emit(progressMessage{Type: "progress", Seconds: time.Since(started).Seconds(), Size: r.Size,
-			Scanned: r.Source.Scanned, TargetScanned: r.Target.Scanned, counts: newCounts(r.Source)})
+			Scanned: r.Source.Scanned, TargetScanned: r.Target.Scanned, Kept: r.Target.Kept, counts: newCounts(r.Source)})
 		if failed == nil {
 			failed = err
 		}
@@ -170,6 +178,7 @@ type progressMessage struct {
 	Size          int64   `json:"image_size"`
 	Scanned       int64   `json:"bytes_scanned"`
 	TargetScanned int64   `json:"target_bytes_scanned"`
+	Kept          int64   `json:"kept"`
 	counts
 }
 
@@ -190,6 +199,7 @@ type summary struct {
 	Received int64       `json:"bytes_received"`
 	counts
 	Repaired  int64       `json:"blocks_repaired"`
+	Kept      int64       `json:"kept"` // bytes of content that an interrupted run had left
 	Seconds   float64     `json:"seconds"`
 	Digest    merkle.Hash `json:"digest"`
 	Size      int64       `json:"image_size"`
@@ -204,7 +214,7 @@ func summaryMessage(r session.Result, took time.Duration, dryRun bool) summary {
 		Read:   r.Source.Read + r.Target.Read, Hashed: r.Source.Hashed + r.Target.Hashed,
 		Sent: r.Sent, Received: r.Received,
 		counts:   newCounts(r.Source),
-		Repaired: r.Target.Repaired, Seconds: took.Seconds(),
+		Repaired: r.Target.Repaired, Kept: r.Target.Kept, Seconds: took.Seconds(),
 		Digest: r.Digest, Size: r.Size, BlockSize: r.BlockSize,
 	}
 }

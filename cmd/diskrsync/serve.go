@@ -13,7 +13,7 @@ import (
 
 func (a *app) serveCommand() *cobra.Command {
 	var stdio, readOnly bool
-	var root string
+	var root, stateDir string
 	cmd := &cobra.Command{
 		Use:   "serve --stdio",
 		Short: "Be the agent at the far end of a connection",
@@ -29,7 +29,7 @@ To let a key do nothing but that, in one folder, put this before it in
 			if !stdio {
 				return usageError{errors.New("serve needs --stdio: there is no other way to serve yet")}
 			}
-			agent := session.Agent{ReadOnly: readOnly}
+			agent := session.Agent{ReadOnly: readOnly, StateDir: stateDir}
 			if root != "" {
 				if agent.Root, err = os.OpenRoot(root); err != nil {
 					return fmt.Errorf("opening the folder to serve: %w", err)
@@ -42,5 +42,6 @@ To let a key do nothing but that, in one folder, put this before it in
 	cmd.Flags().BoolVar(&stdio, "stdio", false, "talk over standard input and output")
 	cmd.Flags().StringVar(&root, "root", "", "serve only what is in this `folder`")
 	cmd.Flags().BoolVar(&readOnly, "read-only", false, "refuse to change anything")
+	cmd.Flags().StringVar(&stateDir, "state-dir", "", "store hashes of devices in this `folder`, whatever the other side says")
 	return cmd
 }

@@ -20,10 +20,11 @@ import (
 // syncRun is the main job.
 type syncRun struct {
 	*app
-	noCompress, dryRun, checksum bool
-	format                       string
-	progress                     bool
-	progressGiven                bool
+	noCompress, dryRun, checksum, inPlace, force bool
+	stateDir                                     string
+	format                                       string
+	progress                                     bool
+	progressGiven                                bool
 
 	source, target transport.Location
 	choice         image.Choice
@@ -33,7 +34,10 @@ type syncRun struct {
 func (s *syncRun) flags(f *pflag.FlagSet) {
 	f.BoolVar(&s.noCompress, "no-compress", false, "make a new image at the target raw rather than spgz (an existing one keeps its format)")
 	f.BoolVar(&s.dryRun, "dry-run", false, "find out what would be sent, and change nothing")
-	f.BoolVar(&s.checksum, "checksum", false, "read and hash both sides, whatever was stored about them")
+	f.BoolVar(&s.checksum, "checksum", false, "read and hash both sides, whatever is stored about them")
+	f.BoolVar(&s.inPlace, "inplace", false, "change an existing image block by block, which needs no space for a journal; until it is done the image is incomplete, and marked so")
+	f.BoolVar(&s.force, "force", false, "read a source that is known to be incomplete or damaged")
+	f.StringVar(&s.stateDir, "state-dir", "", "store hashes of devices in this `folder`, and believe them as long as the kernel has counted no other writes")
 	f.StringVar(&s.format, "source-format", string(image.Auto), "the source file is `auto`, raw, or spgz")
 	f.BoolVar(&s.progress, "progress", false, "show progress (default: if standard error is a terminal)")
 	f.BoolVar(&s.json, "json", false, "write one JSON object a line to standard output")
@@ -89,13 +93,8 @@ func (s *syncRun) options() session.Options {
 	return session.Options{DryRun: s.dryRun, Monitor: &s.mon}
 }
 
-func (s *syncRun) openSource() (image.Image, error) {
-	place, err := image.Locate(s.source.Path)
-	if err != nil {
-		return nil, err
-	}
-	defer place.Close()
-	img, err := image.Open(place, s.choice)
+func (s *syncRun) openSource() (*localImage, error) {
+	img, err := openLocal(s.source.Path, image.Options{Choice: s.choice, Checksum: s.checksum, Force: s.force, StateDir: s.stateDir})
 	if err == nil {
 		s.note(img.Note())
 		s.announce("source", string(img.Format()))
@@ -122,7 +121,8 @@ func (s *syncRun) withTarget(do func(*image.Target) error) error {
 		return err
 	}
 	defer place.Close()
-	img, err := image.OpenTarget(place, image.TargetOptions{Raw: s.noCompress, DryRun: s.dryRun})
+	img, err := image.OpenTarget(place, image.TargetOptions{Raw: s.noCompress, DryRun: s.dryRun, InPlace: s.inPlace,
+		Checksum: s.checksum, StateDir: s.stateDir})
 	if err != nil {
 		return err
 	}
@@ -136,7 +136,8 @@ func (s *syncRun) openRemote(ctx context.Context, verb wire.Verb) (*remote, erro
 	if verb == wire.VerbTarget {
 		where, side = s.target, "target"
 	}
-	r, err := s.open(ctx, where, wire.Request{Verb: verb, Format: string(s.choice), Raw: s.noCompress, DryRun: s.dryRun, Checksum: s.checksum})
+	r, err := s.open(ctx, where, wire.Request{Verb: verb, Format: string(s.choice), Raw: s.noCompress, DryRun: s.dryRun,
+		Checksum: s.checksum, InPlace: s.inPlace, Force: s.force, StateDir: s.stateDir})
 	if err == nil {
 		s.note(r.note)
 		s.announce(side, r.format)
@@ -272,8 +273,8 @@ func (s *syncRun) summary(r session.Result, took time.Duration) error {
 	if !s.reach.verbose {
 		return nil
 	}
-	_, err := fmt.Fprintf(s.stderr, "%s of image in %.1f s: sent %s whole, %d patched, %d holes; %s sent, %s received; digest %v\n",
-		size(r.Size), took.Seconds(), blocks(r.Source.Changed), r.Source.Patched, r.Source.Holes, size(r.Sent), size(r.Received), r.Digest)
+	_, err := fmt.Fprintf(s.stderr, "%s of image in %.1f s: sent %s whole, %d patched, %d holes; %s sent, %s received%s; digest %v\n",
+		size(r.Size), took.Seconds(), blocks(r.Source.Changed), r.Source.Patched, r.Source.Holes, size(r.Sent), size(r.Received), keptText(r), r.Digest)
 	return err
 }
 

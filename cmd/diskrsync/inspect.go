@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/diskrsync/diskrsync/merkle"
+	"github.com/diskrsync/diskrsync/merkle/image"
+	"github.com/diskrsync/diskrsync/merkle/session"
+	"github.com/diskrsync/diskrsync/merkle/wire"
+)
+
+// inspection is what info and verify print as JSON.
+type inspection struct {
+	Type       string       `json:"message_type"`
+	Image      string       `json:"image"`
+	Format     string       `json:"format"`
+	Size       int64        `json:"size"`
+	Allocated  int64        `json:"allocated"`
+	BlockSize  int          `json:"block_size"`
+	Digest     *merkle.Hash `json:"digest"` // null if there are bad blocks
+	Bad        int64        `json:"bad_blocks"`
+	State      string       `json:"state"`      // complete, incomplete, damaged
+	Stored     bool         `json:"stored"`     // hashes are stored, and those of the image as it is
+	Generation int64        `json:"generation"` // how often it was synced, if stored
+	Synced     *time.Time   `json:"synced"`     // when it was last, if stored
+	Kept       int64        `json:"kept"`       // bytes of content that an interrupted run has left
+	Waiting    int64        `json:"waiting"`    // bytes of a committed update that wait in the journal
+}
+
+// badBlock is what verify prints for each.
+type badBlock struct {
+	Type    string `json:"message_type"`
+	Image   string `json:"image"`
+	Block   int64  `json:"block"`
+	Offset  int64  `json:"offset"`
+	Length  int64  `json:"length"`
+	Message string `json:"message"`
+}
+
+func (a *app) infoCommand() *cobra.Command {
+	c := &imageCommand{app: a}
+	cmd := c.command("info IMAGE", "Describe an image",
+		`Tells the format of an image, [[user@]host:]path, its sizes, when it was synced,
+whether it is whole, and the digest of its content. The digest is what was stored when
+the image was synced; if there is no such thing, or the image has changed since, all
+of it is read.`,
+		func(ctx context.Context, arg string) error { return c.inspect(ctx, arg, wire.VerbInfo) })
+	cmd.Flags().BoolVar(&a.json, "json", false, "write JSON")
+	return cmd
+}
+
+func (a *app) verifyCommand() *cobra.Command {
+	c := &imageCommand{app: a}
+	cmd := c.command("verify IMAGE", "Read all of an image and name what is bad",
+		`Reads all of an image, [[user@]host:]path, and names every block that cannot be read
+or decoded, or is not what was stored when the image was synced. These are recorded, so
+that the next sync fetches them. The exit status is 1 if there are any.`,
+		func(ctx context.Context, arg string) error { return c.verify(ctx, arg) })
+	cmd.Flags().BoolVar(&a.json, "json", false, "write one JSON object a line")
+	cmd.Flags().StringVar(&c.repairFrom, "repair-from", "", "if anything is bad, sync the image from this `source` at once")
+	return cmd
+}
+
+func (a *app) cleanCommand() *cobra.Command {
+	c := &imageCommand{app: a}
+	return c.command("clean IMAGE", "Drop what interrupted runs have left of an image",
+		`Drops what an interrupted run has left beside an image, [[user@]host:]path, which the
+next run would go on with. The image itself is not changed, but for an update that was
+committed and waits to be put into it.`, c.clean)
+}
+
+func (c *imageCommand) clean(ctx context.Context, arg string) error {
+	l, err := location(arg)
+	if err != nil {
+		return err
+	}
+	var done string
+	if l.Remote {
+		r, err := c.app.open(ctx, l, wire.Request{Verb: wire.VerbClean, StateDir: c.stateDir})
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		done = r.note
+	} else {
+		place, err := image.Locate(l.Path)
+		if err != nil {
+			return err
+		}
+		defer place.Close()
+		if done, err = image.Clean(place, c.stateDir); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(c.stdout, "%s: %s\n", arg, harmless(done))
+	return err
+}
+
+// badBlocks is the error of an image that has some.
+type badBlocks struct {
+	image string
+	n     int64
+	hint  string
+}
+
+func (e *badBlocks) Error() string {
+	return fmt.Sprintf("image %s: %d bad blocks%s", e.image, e.n, e.hint)
+}
+
+// verify inspects an image and, if that is wanted, syncs it from where what is
+// bad can be had.
+func (c *imageCommand) verify(ctx context.Context, arg string) error {
+	err := c.inspect(ctx, arg, wire.VerbVerify)
+	if _, bad := err.(*badBlocks); !bad || c.repairFrom == "" {
+		return err
+	}
+	c.note(err.Error() + ": repairing them from " + c.repairFrom)
+	s := &syncRun{app: c.app, format: string(image.Auto), stateDir: c.stateDir}
+	if err := s.parse([]string{c.repairFrom, arg}); err != nil {
+		return err
+	}
+	result, err := s.sync(ctx)
+	if err != nil {
+		return fmt.Errorf("repairing: %w", err)
+	}
+	return s.summary(result, time.Since(time.Now()))
+}
+
+func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) error {
+	img, r, err := c.open(ctx, arg, verb)
+	if err != nil {
+		return err
+	}
+	bad := func(b wire.Bad) error { return c.printBad(arg, b) }
+	var info *wire.Info
+	if r != nil {
+		info, err = session.AwaitInspection(ctx, r.Conn, nil, bad)
+		err = r.explain(err)
+	} else {
+		defer img.Close()
+		opt := session.InspectOptions{Read: verb == wire.VerbVerify, Record: true}
+		if opt.Read {
+			opt.Bad = bad
+		}
+		info, err = session.Inspect(ctx, img, opt)
+	}
+	if err != nil {
+		return err
+	}
+	c.note(info.Note)
+	if err := c.printInfo(arg, info); err != nil {
+		return err
+	}
+	if info.Bad > 0 {
+		hint := ""
+		if verb == wire.VerbInfo {
+			hint = " (diskrsync verify names them)"
+		}
+		return &badBlocks{arg, info.Bad, hint}
+	}
+	return nil
+}
+
+func (c *imageCommand) printBad(arg string, b wire.Bad) error {
+	if c.json {
+		return c.emit(badBlock{"bad", arg, b.Index, b.Offset, b.Length, b.Text})
+	}
+	_, err := fmt.Fprintf(c.stdout, "bad: block %d at offset %d, %d bytes: %s\n", b.Index, b.Offset, b.Length, harmless(b.Text))
+	return err
+}
+
+// stateOf names the state of an image.
+func stateOf(info *wire.Info) string {
+	switch {
+	case info.Incomplete:
+		return "incomplete"
+	case info.Bad > 0:
+		return "damaged"
+	}
+	return "complete"
+}
+
+func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
+	m := inspection{Type: "info", Image: arg, Format: info.Format, Size: info.Size, Allocated: info.Allocated, BlockSize: info.BlockSize,
+		Bad: info.Bad, State: stateOf(info), Stored: info.Stored, Generation: info.Generation, Kept: info.Kept, Waiting: info.Waiting}
+	if info.Bad == 0 {
+		m.Digest = &info.Digest
+	}
+	if info.Stored {
+		synced := time.Unix(0, info.Synced)
+		m.Synced = &synced
+	}
+	if c.json {
+		return c.emit(m)
+	}
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "image\t%s\n", arg)
+	fmt.Fprintf(w, "format\t%s\n", m.Format)
+	fmt.Fprintf(w, "size\t%d\t(%s)\n", m.Size, size(m.Size))
+	fmt.Fprintf(w, "allocated\t%d\t(%s)\n", m.Allocated, size(m.Allocated))
+	fmt.Fprintf(w, "block size\t%d\n", m.BlockSize)
+	digest := "none, as there are bad blocks"
+	if m.Digest != nil {
+		digest = m.Digest.String() // it depends on the block size
+	}
+	fmt.Fprintf(w, "digest\t%s\n", digest)
+	fmt.Fprintf(w, "bad blocks\t%d\n", m.Bad)
+	fmt.Fprintf(w, "state\t%s\n", describeState(m))
+	return w.Flush() // which is where all errors of writing show
+}
+
+// describeState says in words what the store knows of an image.
+func describeState(m inspection) string {
+	text := m.State
+	if m.State == "incomplete" {
+		text += ": an update in place was interrupted, sync again"
+	}
+	if m.Synced != nil {
+		text += fmt.Sprintf(", as synced at %s (generation %d)", m.Synced.Format("2006-01-02 15:04:05"), m.Generation)
+	}
+	if m.Kept > 0 {
+		text += fmt.Sprintf("; about %s of an interrupted run are kept for the next", size(m.Kept))
+	}
+	if m.Waiting > 0 {
+		text += fmt.Sprintf("; a committed update of %s waits in the journal", size(m.Waiting))
+	}
+	return text
+}
