@@ -119,9 +119,10 @@ func catImage(ctx context.Context, img image.Image, out *stream) error {
 	if err := out.Begin(img.Size(), bs); err != nil {
 		return err
 	}
-	err = merkle.Scan(ctx, g, img, merkle.ScanOptions{Each: session.Judge(g, img)}, func(run *merkle.Run) error {
+	judge := session.Judge(g, img)
+	err = merkle.Scan(ctx, g, img, merkle.ScanOptions{Each: judge}, func(run *merkle.Run) error {
 		if run.IsHole() {
-			return nil // filled in with what comes next
+			return judge(run) // filled in with what comes next
 		}
 		return out.write(run.Data, run.First*int64(bs))
 	})

@@ -124,11 +124,12 @@ func (c *imageCommand) verify(ctx context.Context, arg string) error {
 	if err := s.parse([]string{c.repairFrom, arg}); err != nil {
 		return err
 	}
+	started := time.Now()
 	result, err := s.sync(ctx)
 	if err != nil {
 		return fmt.Errorf("repairing: %w", err)
 	}
-	return s.summary(result, time.Since(time.Now()))
+	return s.summary(result, time.Since(started))
 }
 
 func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) error {

@@ -27,6 +27,7 @@ func TestStatus(t *testing.T) {
 		{"refused", refused, exitRefused},
 		{"too small", fmt.Errorf("x: %w", image.ErrTooSmall), exitRefused},
 		{"in use", fmt.Errorf("x: %w", image.ErrInUse), exitRefused},
+		{"incomplete", fmt.Errorf("x: %w", image.ErrIncomplete), exitRefused},
 		{"image changed", fmt.Errorf("x: %w", image.ErrChanged), exitRefused},
 		{"source changed", fmt.Errorf("x: %w", session.ErrChanged), exitRefused},
 		{"refused far away", fmt.Errorf("nas: %w", &session.PeerError{Code: wire.CodeRefused, Text: "no"}), exitRefused},

@@ -29,6 +29,8 @@ func TestProgressLine(t *testing.T) {
 			"scanned 2GiB of 8GiB (25 %), about 30s left; sent 3 blocks whole, 7 patched, 5MiB"},
 		{"nearly all", session.Result{Size: size, Source: wire.Stats{Scanned: size - 1}}, time.Hour,
 			"scanned 8GiB of 8GiB (99 %), about 0s left; sent 0 blocks whole, 0 patched, 0B"},
+		{"after an interrupted run", session.Result{Size: size, Source: wire.Stats{Scanned: size}, Target: wire.Stats{Kept: 3 << 30}}, time.Hour,
+			"scanned 8GiB of 8GiB (100 %); sent 0 blocks whole, 0 patched, 0B; kept 3GiB of an interrupted run"},
 		{"all", session.Result{Size: size, Source: wire.Stats{Scanned: size}}, time.Hour,
 			"scanned 8GiB of 8GiB (100 %); sent 0 blocks whole, 0 patched, 0B"},
 		{"days", session.Result{Size: size, Source: wire.Stats{Scanned: size / 2}}, 50 * time.Hour,
@@ -46,7 +48,7 @@ func TestSummaryMessage(t *testing.T) {
 	line, err := json.Marshal(summaryMessage(session.Result{
 		Size: 1 << 40, BlockSize: 131071, Sent: 11, Received: 12,
 		Source: wire.Stats{Read: 1, Hashed: 2, Changed: 3, Patched: 4, Holes: 5, Payload: 6},
-		Target: wire.Stats{Read: 10, Hashed: 20, Repaired: 7, Changed: 99},
+		Target: wire.Stats{Read: 10, Hashed: 20, Repaired: 7, Changed: 99, Kept: 8},
 	}, 1500*time.Millisecond, true))
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +60,7 @@ func TestSummaryMessage(t *testing.T) {
 	for key, want := range map[string]any{
 		"message_type": "summary", "dry_run": true, "image_size": float64(1 << 40), "block_size": 131071.,
 		"bytes_read": 11., "bytes_hashed": 22., "bytes_sent": 11., "bytes_received": 12., "bytes_payload": 6.,
-		"blocks_changed": 3., "blocks_patched": 4., "blocks_holes": 5., "blocks_repaired": 7., "seconds": 1.5,
+		"blocks_changed": 3., "blocks_patched": 4., "blocks_holes": 5., "blocks_repaired": 7., "kept": 8., "seconds": 1.5,
 	} {
 		if got[key] != want {
 			t.Errorf("%s is %v, want %v", key, got[key], want)

@@ -20,6 +20,8 @@ import (
 
 	"github.com/dop251/spgz"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/diskrsync/diskrsync/merkle"
 )
 
 // TestMain makes this test binary the program diskrsync for the scripts and for
@@ -44,6 +46,7 @@ func TestScripts(t *testing.T) {
 			"says":      only(cmdSays, 1),
 			"disk":      only(cmdDisk, 2),
 			"poke":      only(cmdPoke, 3),
+			"rot":       only(cmdRot, 3),
 			"resize":    only(cmdResize, 2),
 			"age":       only(cmdAge, 1),
 			"holds":     only(cmdHolds, 2),
@@ -78,6 +81,8 @@ func condition(cond string) (bool, error) {
 		met = err == nil
 	case "mounts": // whether we may mount, in a namespace of our own
 		met = exec.Command("unshare", "-m", "true").Run() == nil
+	case "loop": // whether we may make loop devices, which are in /dev then
+		met = exec.Command("losetup", "-f").Run() == nil
 	default:
 		return false, fmt.Errorf("there is no condition %q", cond)
 	}
@@ -195,6 +200,19 @@ func cmdPoke(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 	_, err = f.WriteAt([]byte(args[2]), number(ts, args[1]))
 	ts.Check(errors.Join(err, f.Close()))
+}
+
+// cmdRot is poke for bytes that change by themselves: the time of the file stays
+// as it was. The text "zeros" is that of a whole block.
+func cmdRot(ts *testscript.TestScript, args []string) {
+	path := ts.MkAbs(args[0])
+	info, err := os.Stat(path)
+	ts.Check(err)
+	if args[2] == "zeros" {
+		args[2] = strings.Repeat("\x00", merkle.DefaultBlockSize)
+	}
+	cmdPoke(ts, args)
+	ts.Check(os.Chtimes(path, time.Time{}, info.ModTime()))
 }
 
 // cmdResize cuts or extends a file: resize NAME SIZE.

@@ -18,7 +18,7 @@ func TestNoConnection(t *testing.T) {
 	flags := b.SSHFlags + " -p 1"
 	r := lab.Start(t, tools.Diskrsync, "--ssh-flags", flags, "--cmd-path", b.Agent, disk, b.alpha("new")).Wait(t)
 	fails(t, r, failed, "alpha", "Connection refused")
-	noStore(t, b.there)
+	nothingLeft(t, b.there)
 }
 
 // TestHostKeyRefused must not reach a host that has another key than it should.
@@ -96,7 +96,8 @@ func TestStoppedPeer(t *testing.T) {
 		}
 	}
 	b.AwaitQuiet(t)
-	noStore(t, b.there)
+	halfLeft(t, b.there, "disk")
+	b.laterSync(t)
 }
 
 // TestStrangePeers connects to programs that speak another version, or something

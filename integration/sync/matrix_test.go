@@ -58,6 +58,9 @@ func keepUpToDate(t *testing.T, original, kind string) {
 	if same.BytesSent > systemSize/1000 {
 		t.Errorf("nothing changed: sent %d bytes", same.BytesSent)
 	}
+	if kind != "device" && same.Target.BytesRead > 0 {
+		t.Errorf("nothing changed: read %d bytes of the target", same.Target.BytesRead)
+	}
 
 	lab.Mounted(t, source, func(dir string) { lab.ChangeTree(t, dir, 2) })
 	change := target.update(t, source)
@@ -128,7 +131,7 @@ func (target target) compare(t *testing.T, source string) {
 	if target.kind == "device" {
 		return
 	}
-	noStore(t, target.there)
+	nothingLeft(t, target.there)
 	room := lab.Allocated(t, source)
 	if got := lab.Allocated(t, target.path); room > 0 && got > room+room/10+mib {
 		t.Errorf("%s takes %d bytes on the disk, its source %d", target.path, got, room)

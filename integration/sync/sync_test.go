@@ -7,10 +7,11 @@
 package sync_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"testing"
 
 	"github.com/diskrsync/diskrsync/integration/internal/lab"
@@ -85,24 +86,8 @@ func (b bench) image(t *testing.T, name string, seed uint64, size int64) string 
 // that holds all of the words.
 func fails(t *testing.T, r lab.Result, code int, words ...string) {
 	t.Helper()
-	if r.Code != code {
-		t.Errorf("%s: exit status %d, want %d\nstderr: %s", r.Line, r.Code, code, r.Stderr)
-	}
-	message, rest, _ := strings.Cut(r.Stderr, "\n")
-	if message == "" || rest != "" {
-		t.Errorf("%s: the message is not one line:\n%s", r.Line, r.Stderr)
-	}
-	for _, word := range words {
-		if !strings.Contains(message, word) {
-			t.Errorf("%s: the message does not hold %q: %s", r.Line, word, message)
-		}
-	}
-	if i := strings.IndexFunc(message, isControl); i >= 0 {
-		t.Errorf("%s: control character in the message: %q", r.Line, message)
-	}
+	r.Fails(t, code, words...)
 }
-
-func isControl(c rune) bool { return c < ' ' || c == 0x7f }
 
 // untouched checks that a command did not change anything in a folder.
 func untouched(t *testing.T, dir string, do func()) {
@@ -112,10 +97,39 @@ func untouched(t *testing.T, dir string, do func()) {
 	before.Unchanged(t, dir)
 }
 
-// noStore checks that nothing of ours stayed in a folder of images.
-func noStore(t *testing.T, dir string) {
+// leftOver returns the names of what stayed in the store of a folder of images,
+// but for what is stored of those that were synced to the end.
+func leftOver(t *testing.T, dir string) []string {
 	t.Helper()
-	if entries, err := os.ReadDir(filepath.Join(dir, ".diskrsync")); err == nil {
-		t.Errorf("left behind in %s/.diskrsync: %v", dir, entries)
+	entries, err := os.ReadDir(filepath.Join(dir, ".diskrsync"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".tree" {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// nothingLeft checks that no sync into a folder of images stopped half way.
+func nothingLeft(t *testing.T, dir string) {
+	t.Helper()
+	if names := leftOver(t, dir); len(names) > 0 {
+		t.Errorf("left behind in %s/.diskrsync: %v", dir, names)
+	}
+}
+
+// halfLeft checks that of an image that did not come into being there is what the
+// next sync goes on with, and nothing else.
+func halfLeft(t *testing.T, dir, name string) {
+	t.Helper()
+	if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half an image was put in place: %v", err)
+	}
+	if names := leftOver(t, dir); !slices.Equal(names, []string{name + ".journal", name + ".partial"}) {
+		t.Errorf("left behind in %s/.diskrsync: %v", dir, names)
 	}
 }

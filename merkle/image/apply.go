@@ -40,19 +40,23 @@ var (
 )
 
 // complete puts what was sealed into the image, whose file is d, and removes the
-// journal. The caller has the writer's lock. It fails with errReaders or errVoid
-// without having changed anything.
-func (s *store) complete(j *journal, d *disk) error {
+// journal. It returns how many blocks the journal has lost, which are known to be
+// bad from then on. The caller has the writer's lock. It fails with errReaders or
+// errVoid without having changed anything.
+func (s *store) complete(j *journal, d *disk) (lost int, err error) {
 	a := &application{store: s, j: j, bad: map[int64][]int64{}}
 	if err := a.run(d); err != nil {
-		return err
+		return 0, err
+	}
+	for _, blocks := range a.bad {
+		lost += len(blocks)
 	}
 	if j.head.Way == wayNew {
 		if err := s.publish(); err != nil {
-			return err
+			return lost, err
 		}
 	}
-	return s.dropJournal()
+	return lost, s.dropJournal()
 }
 
 // completeFile is complete for an image that is not open.
@@ -68,7 +72,7 @@ func (s *store) completeFile(j *journal) error {
 	if err != nil {
 		return err
 	}
-	err = s.complete(j, d)
+	_, err = s.complete(j, d) // what is lost is known to whoever reads the image next
 	if cerr := d.f.Close(); err == nil && cerr != nil {
 		err = fmt.Errorf("image %s: closing it: %w", s.path, cause(cerr))
 	}
@@ -206,7 +210,11 @@ func (a *application) writeBlock(body content, e *entry) error {
 	switch e.kind {
 	case entryPages:
 		return eachExtent(payload, func(at int, data []byte) error {
+			// The block may have been cut by a later run.
 			data = data[:max(0, min(int64(len(data)), length-int64(at)))]
+			if len(data) == 0 {
+				return nil
+			}
 			_, err := body.WriteAt(data, off+int64(at))
 			return err
 		})

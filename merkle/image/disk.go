@@ -29,7 +29,7 @@ type disk struct {
 	path   string      // for messages
 	info   fs.FileInfo // when it was opened
 	device bool
-	held   int64 // bytes when it was opened; they must not go away
+	held   int64 // bytes when it was opened; only truncate may take them away
 	align  int64 // what can be zeroed without writing, a multiple of grain
 
 	// Set as soon as the file system has turned out not to know how.
@@ -193,6 +193,7 @@ func (d *disk) truncate(size int64) error {
 	if err := d.f.Truncate(size); err != nil {
 		return d.fail("setting its length", size, err)
 	}
+	d.held = min(d.held, size)
 	return nil
 }
 

@@ -18,7 +18,12 @@ type hashes struct {
 	stable  int64 // the content in front of this had these blocks in every size
 }
 
+// newHashes returns what is known in blocks of the size that g has. It is nil, and
+// knows nothing, if the journal has others.
 func newHashes(g merkle.Geometry, t *tree, zeros bool, j *journal, batches []batch) *hashes {
+	if len(batches) > 0 && j.head.BlockSize != g.BlockSize() {
+		return nil
+	}
 	h := &hashes{g: g, tree: t, zeros: zeros, j: j, batches: batches, stable: math.MaxInt64}
 	if t != nil && t.g.BlockSize() != g.BlockSize() {
 		h.tree = nil

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/dop251/spgz"
@@ -50,7 +51,12 @@ func target(t *testing.T, path string, o TargetOptions) *Target {
 
 func source(t *testing.T, path string, c Choice) Image {
 	t.Helper()
-	im, err := Open(place(t, path), c)
+	return openImage(t, path, Options{Choice: c})
+}
+
+func openImage(t *testing.T, path string, o Options) Image {
+	t.Helper()
+	im, err := Open(place(t, path), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,29 +72,63 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// writeImage makes a new image with the given content, zero blocks as holes.
+// update plays a whole sync: it brings a target to content and commits. The block
+// size is for images that have none of their own.
+func update(t *testing.T, tg *Target, blockSize int, content []byte) {
+	t.Helper()
+	must(t, newSyncing(blockSize, 3).run(tg, content))
+}
+
+// newSyncing returns what plays a sync.
+func newSyncing(blockSize int, seed uint64) *syncing {
+	return &syncing{blockSize: blockSize, r: newRand(seed), slots: new(sync.Map)}
+}
+
+// writeImage syncs content to the image at path.
 func writeImage(t *testing.T, path string, o TargetOptions, blockSize int, content []byte) {
 	t.Helper()
 	tg := target(t, path, o)
-	must(t, tg.Begin(int64(len(content)), blockSize))
-	for off := 0; off < len(content); off += blockSize {
-		block := content[off:min(len(content), off+blockSize)]
-		if spgz.IsBlockZero(block) {
-			continue
-		}
-		if _, err := tg.WriteAt(block, int64(off)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(t, tg.Commit())
+	update(t, tg, blockSize, content)
 	must(t, tg.Close())
+}
+
+// blockOf returns a block of content as it is put.
+func blockOf(content []byte, blockSize int, index int64) Block {
+	from := int(index) * blockSize
+	data := content[from:min(len(content), from+blockSize)]
+	return Block{Index: index, Leaf: merkle.Leaf(data), Data: data}
+}
+
+// digestOf returns the digest of content.
+func digestOf(t *testing.T, content []byte, blockSize int) merkle.Hash {
+	t.Helper()
+	g, err := merkle.NewGeometry(int64(len(content)), blockSize)
+	must(t, err)
+	var acc merkle.Accumulator
+	for region := range g.Regions() {
+		acc.Add(merkle.RegionRoot(leavesOf(g, content, region)))
+	}
+	return g.Digest(acc.Root())
 }
 
 // readAll returns the content of an image, read in pieces of an odd length.
 func readAll(t *testing.T, path string, c Choice) []byte {
 	t.Helper()
-	im := source(t, path, c)
+	return readAllWith(t, path, Options{Choice: c})
+}
+
+func readAllWith(t *testing.T, path string, o Options) []byte {
+	t.Helper()
+	im := openImage(t, path, o)
 	defer im.Close()
+	must(t, im.Changed())
+	return contentOf(t, im)
+}
+
+// contentOf returns the content of an open image, and checks what is stored of
+// its hashes.
+func contentOf(t *testing.T, im Image) []byte {
+	t.Helper()
 	all := noise(8, int(im.Size())) // what is there must be overwritten, holes too
 	for off := 0; off < len(all); off += 100_001 {
 		part := all[off:min(len(all), off+100_001)]
@@ -100,6 +140,7 @@ func readAll(t *testing.T, path string, c Choice) []byte {
 		t.Fatalf("ReadAt behind the end = %d, %v; want 0, EOF", n, err)
 	}
 	checkHoles(t, im, all)
+	must(t, checkStored(im, all))
 	return all
 }
 
@@ -198,6 +239,15 @@ func fillNoise(r *rand.Rand, p []byte) {
 	}
 }
 
+// overwrite changes a file as any program might.
+func overwrite(t *testing.T, path string, off int64, data []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt(data, off)
+	must(t, errors.Join(err, f.Close()))
+}
+
 // resized returns content cut or extended with zeros.
 func resized(content []byte, size int64) []byte {
 	out := make([]byte, size)
@@ -215,6 +265,12 @@ func inFolder(t *testing.T, path string) []string {
 		names = append(names, e.Name())
 	}
 	return names
+}
+
+// inStore returns the names in the store beside path.
+func inStore(t *testing.T, path string) []string {
+	t.Helper()
+	return inFolder(t, filepath.Join(filepath.Dir(path), storeFolder, "x"))
 }
 
 func wantError(t *testing.T, err error, kind error, words string) {

@@ -34,6 +34,8 @@ const (
 	Device Format = "device" // a block device
 )
 
+func (f Format) known() bool { return f == Raw || f == Spgz || f == Device }
+
 // A Choice is what the user says about the format of a source.
 type Choice string
 

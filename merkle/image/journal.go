@@ -82,6 +82,10 @@ type entry struct {
 	length int64  // of the payload; the number of blocks for zeros
 	offset int64  // of the payload; grows from entry to entry as they are made
 	hash   merkle.Hash
+
+	// keep is where a later seal has cut the content: what was behind that is
+	// zeros. It is not stored, find sets it.
+	keep int64
 }
 
 // end returns the first block behind those of the entry.
@@ -90,14 +94,6 @@ func (e *entry) end() int64 {
 		return e.index + e.length
 	}
 	return e.index + 1
-}
-
-// class sorts entries of blocks before those of regions.
-func (e *entry) class() int {
-	if e.kind == entryRegion {
-		return 1
-	}
-	return 0
 }
 
 func (e *entry) encode(dst []byte) []byte {
@@ -196,7 +192,7 @@ func decodeJournalHeader(p []byte) (h journalHeader, err error) {
 	h = journalHeader{Way: way(binary.LittleEndian.Uint32(p[12:])), BlockSize: int(at(16)),
 		Format: Format(bytes.TrimRight(p[24:32], "\x00")), ID: at(32),
 		Base: fileState{int64(at(40)), int64(at(48)), at(56)}, Content: int64(at(64)), Started: int64(at(72))}
-	if _, err := merkle.NewGeometry(0, h.BlockSize); err != nil || h.Way < wayNew || h.Way > wayInPlace {
+	if _, err := merkle.NewGeometry(0, h.BlockSize); err != nil || h.Way < wayNew || h.Way > wayInPlace || !h.Format.known() {
 		return h, errJournal
 	}
 	return h, nil
@@ -323,7 +319,8 @@ func (j *journal) loadBatches(size int64) error {
 		if _, err := j.f.ReadAt(table, b.entries); err != nil {
 			return fmt.Errorf("reading its journal: %w", cause(err))
 		}
-		if crc32.Checksum(table, castagnoli) != crc || !sound(table, b) {
+		g, err := merkle.NewGeometry(b.size, j.head.BlockSize)
+		if err != nil || crc32.Checksum(table, castagnoli) != crc || !sound(table, b, g) {
 			return nil
 		}
 		j.batches = append(j.batches, *b)
@@ -332,16 +329,21 @@ func (j *journal) loadBatches(size int64) error {
 	return nil
 }
 
-// sound checks the entries of a batch: what follows may rely on them.
-func sound(table []byte, b *batch) bool {
+// sound checks the entries of a batch, which are about a content of a geometry:
+// what follows may rely on them.
+func sound(table []byte, b *batch, g merkle.Geometry) bool {
 	from := b.entries - b.payload
 	for i := range b.blocks + b.regions {
 		e := decodeEntry(table[i*entrySize:])
 		region := e.kind == entryRegion
+		end := g.Blocks()
+		if region {
+			end = g.Regions()
+		}
 		switch {
-		case e.kind < entryHeld || e.kind > entryRegion || region != (i >= b.blocks) || e.index < 0 || e.length < 0:
+		case e.kind < entryHeld || e.kind > entryRegion || region != (i >= b.blocks) || e.index < 0 || e.index >= end || e.length < 0:
 			return false
-		case e.kind == entryZeros && (e.length == 0 || e.length > merkle.MaxSize-e.index):
+		case e.kind == entryZeros && (e.length == 0 || e.length > end-e.index):
 			return false
 		case e.kind != entryZeros && e.kind != entryHeld && (e.length > maxPayload || e.offset < from || e.offset > b.entries-e.length):
 			return false
@@ -413,8 +415,12 @@ func (j *journal) search(b *batch, regions bool, index int64) (int, error) {
 // find returns the last entry about a block, or a region, in batches; its kind is
 // 0 if there is none.
 func (j *journal) find(batches []batch, regions bool, index int64) (entry, error) {
+	keep := int64(merkle.MaxSize)
 	for n := len(batches) - 1; n >= 0; n-- {
 		b := &batches[n]
+		if b.seal != nil {
+			keep = min(keep, b.size)
+		}
 		last := b.blocks
 		if regions {
 			last += b.regions
@@ -432,7 +438,7 @@ func (j *journal) find(batches []batch, regions bool, index int64) (entry, error
 		if err != nil {
 			return entry{}, err
 		}
-		if e.index <= index {
+		if e.keep = keep; e.index <= index {
 			return e, nil
 		}
 	}
@@ -482,6 +488,33 @@ func (j *journal) each(b *batch, do func(entry) error) error {
 			if err := do(decodeEntry(part)); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// eachRegion calls do once for each of some regions in which batches have blocks.
+func (j *journal) eachRegion(batches []batch, regions int64, do func(region int64) error) error {
+	done := map[int64]bool{}
+	for i := range batches {
+		err := j.each(&batches[i], func(e entry) error {
+			if e.kind == entryRegion {
+				return nil
+			}
+			first, last := e.index/merkle.RegionBlocks, (e.end()-1)/merkle.RegionBlocks
+			for region := first; region <= min(last, regions-1); region++ {
+				if done[region] {
+					continue
+				}
+				done[region] = true
+				if err := do(region); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

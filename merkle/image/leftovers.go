@@ -23,7 +23,7 @@ func (s *store) recover() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.release()) }()
-	j, err := openJournal(s.root, s.file(kindJournal), s.path, os.O_RDWR)
+	j, err := s.openJournalToWrite()
 	if err != nil || j == nil {
 		return err
 	}
@@ -44,7 +44,7 @@ func (s *store) lock() (*lock, error) {
 
 // RecordBad marks blocks as unknown in the outboard.
 func (r *reader) RecordBad(blocks []int64) (err error) {
-	if r.tree == nil || !r.state.Stored || len(r.upto) > 0 || len(blocks) == 0 {
+	if r.tree == nil || r.head.BlockSize == 0 || len(r.upto) > 0 || len(blocks) == 0 {
 		return nil
 	}
 	l, err := r.store.lock()
@@ -96,7 +96,7 @@ func markBad(t *tree, blocks []int64) error {
 // it if it was committed, and says what was done. That an image is incomplete
 // stays known: only a sync ends that.
 func Clean(p *Place, stateDir string) (done string, err error) {
-	t := &Target{place: p, store: newStore(p), opts: TargetOptions{StateDir: stateDir}}
+	t := &Target{place: p, store: newStore(p), opts: TargetOptions{StateDir: stateDir}, settled: map[int64]bool{}}
 	defer func() { err = errors.Join(err, t.Close()) }()
 	if err := t.open(); err != nil {
 		return "", err

@@ -30,6 +30,7 @@ const (
 type lock struct {
 	root folder
 	name string
+	path string // of the image, for messages
 	f    file
 }
 
@@ -53,7 +54,7 @@ func tryLock(s *store) (*lock, error) {
 	if err := s.makeFolder(); err != nil {
 		return nil, err
 	}
-	l := &lock{root: s.root, name: s.file(kindLock)}
+	l := &lock{root: s.root, name: s.file(kindLock), path: s.path}
 	var err error
 	if l.f, err = s.root.OpenFile(l.name, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -83,7 +84,8 @@ func (l *lock) take(path string) error {
 		return errLockMoved
 	}
 	if err := l.sign(); err != nil {
-		return errors.Join(fmt.Errorf("image %s: writing %s: %w", path, l.name, cause(err)), l.root.Remove(l.name))
+		_ = l.root.Remove(l.name) // a file without a lock means nothing
+		return fmt.Errorf("image %s: writing %s: %w", path, l.name, spaceError(err))
 	}
 	return nil
 }
@@ -139,9 +141,11 @@ func (l *lock) release() error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	err = errors.Join(err, l.f.Close())
+	if err = errors.Join(cause(err), cause(l.f.Close())); err != nil {
+		return fmt.Errorf("image %s: letting go of its lock %s: %w", l.path, l.name, err)
+	}
 	dropFolder(l.root)
-	return err
+	return nil
 }
 
 // dropFolder removes the store's folder if it is empty. If it is not, other

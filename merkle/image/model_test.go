@@ -3,12 +3,15 @@ package image
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"github.com/diskrsync/diskrsync/merkle"
 )
 
-// A rig is a kind of image that the conformance suite runs over.
+// A rig is a kind of image that the conformance suites run over.
 type rig struct {
 	name      string
 	opts      TargetOptions
@@ -17,6 +20,14 @@ type rig struct {
 	fixed     int64                       // size of a device, 0 for files
 	path      func(t *testing.T) string   // of a place for one image
 	tune      func(t *testing.T, d *disk) // switches to a fallback, or nil
+}
+
+// choice is what a user says of the image who wants to be sure.
+func (rg *rig) choice() Choice {
+	if rg.format == Spgz {
+		return AsSpgz
+	}
+	return AsRaw
 }
 
 func tempPath(t *testing.T) string { return filepath.Join(t.TempDir(), "disk") }
@@ -44,111 +55,123 @@ func fileRigs() []rig {
 	}
 }
 
-func TestConformance(t *testing.T) {
+// TestContentConformance changes the content of a file as no sync would, in ranges
+// of bytes anywhere.
+func TestContentConformance(t *testing.T) {
 	for _, rg := range fileRigs() {
 		t.Run(rg.name, func(t *testing.T) {
 			t.Parallel()
-			seeds := 40
-			if rg.blockSize > 100_000 {
-				seeds = 10 // they take ten times as long
-			}
-			conform(t, rg, seeds)
+			rg.eachSeed(t, 40, func(t *testing.T, r *rand.Rand) {
+				m := &contentRun{rig: rg, r: r, file: rg.path(t)}
+				for range 4 {
+					m.change(t)
+				}
+			})
 		})
 	}
 }
 
-// conform runs many sequences of random syncs over one kind of image.
-func conform(t *testing.T, rg rig, seeds int) {
+// eachSeed runs a test with many random numbers.
+func (rg *rig) eachSeed(t *testing.T, seeds int, do func(t *testing.T, r *rand.Rand)) {
+	if rg.blockSize > 100_000 {
+		seeds /= 4 // they take ten times as long
+	}
 	if testing.Short() {
 		seeds = min(seeds, 5)
 	}
 	for seed := range seeds {
-		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			m := &modelRun{rig: rg, r: newRand(uint64(seed)), file: rg.path(t)}
-			if rg.fixed > 0 {
-				m.content = readAll(t, m.file, Auto)
-			}
-			for range 4 {
-				m.sync(t)
-			}
-		})
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { do(t, newRand(uint64(seed))) })
 	}
 }
 
-// modelRun is an image beside the bytes that it must hold.
-type modelRun struct {
+// contentRun is a file beside the bytes that it must hold.
+type contentRun struct {
 	rig
-	r       *rand.Rand
-	file    string
-	content []byte
+	r    *rand.Rand
+	file string
+	want []byte
 }
 
-// pickSize returns a size, often close to a multiple of the block size.
-func (m *modelRun) pickSize() int64 {
-	bs := int64(m.blockSize)
-	size := m.r.Int64N(6) * bs
-	switch m.r.IntN(4) {
+// randomSize returns a size, often close to a multiple of the block size.
+func randomSize(r *rand.Rand, blockSize int) int64 {
+	bs := int64(blockSize)
+	size := r.Int64N(6) * bs
+	switch r.IntN(4) {
 	case 0:
-		size += m.r.Int64N(bs)
+		size += r.Int64N(bs)
 	case 1:
-		size += m.r.Int64N(5) - 2
+		size += r.Int64N(5) - 2
 	}
-	size = max(0, size)
-	if m.fixed > 0 {
-		size = min(size, m.fixed)
-	}
-	return size
+	return max(0, size)
 }
 
-// sync opens the image as a target, changes its size and content, commits, and
-// compares what every reader then finds.
-func (m *modelRun) sync(t *testing.T) {
-	tg := target(t, m.file, m.opts)
-	if tg.Held() != int64(len(m.content)) {
-		t.Fatalf("holds %d bytes, want %d", tg.Held(), len(m.content))
+// body opens a file, or makes one, whose content is of a format.
+func body(t *testing.T, path string, format Format, blockSize int) content {
+	t.Helper()
+	p := place(t, path)
+	f, err := p.root.OpenFile(p.name, os.O_RDWR|os.O_CREATE, 0o600)
+	must(t, err)
+	t.Cleanup(func() { f.Close() })
+	d, err := newDisk(f, path)
+	must(t, err)
+	if format == Spgz && d.held == 0 {
+		_, err = d.writeAt(encodeHeader(blockSize), 0)
+		must(t, err)
 	}
-	if tg.Format() != m.format {
-		t.Fatalf("format %s, want %s", tg.Format(), m.format)
+	body, err := bodyOf(d, format, blockSize)
+	must(t, err)
+	return body
+}
+
+// diskOf returns the disk below a content.
+func diskOf(body content) *disk {
+	if s, ok := body.(*slots); ok {
+		return s.disk
 	}
-	size := m.pickSize()
-	must(t, tg.Begin(size, m.blockSize))
+	return body.(*flat).disk
+}
+
+// change gives the file another size and content, and compares what every reader
+// then finds.
+func (m *contentRun) change(t *testing.T) {
+	body := body(t, m.file, m.format, m.blockSize)
 	if m.tune != nil {
-		m.tune(t, tg.disk)
+		m.tune(t, diskOf(body))
 	}
-	seen := resized(m.content, size)
-	m.compare(t, tg, seen)
+	if body.Size() != int64(len(m.want)) {
+		t.Fatalf("holds %d bytes, want %d", body.Size(), len(m.want))
+	}
+	m.want = resized(m.want, randomSize(m.r, m.blockSize))
+	body.resize(int64(len(m.want)))
+	compare(t, body, m.want)
 	for range 3 {
-		m.step(t, tg, seen)
-		m.compare(t, tg, seen)
+		m.step(t, body)
+		compare(t, body, m.want)
 	}
-	must(t, tg.Commit())
-	must(t, tg.Close())
-	if m.fixed > 0 {
-		copy(m.content, seen) // what is behind it stays
-	} else {
-		m.content = seen
-	}
-	same(t, "the image", readAll(t, m.file, Auto), m.content)
+	must(t, body.settle())
+	must(t, diskOf(body).f.Close())
 	if m.format == Spgz {
-		same(t, "the library's image", libraryRead(t, m.file), m.content)
+		same(t, "the library's image", libraryRead(t, m.file), m.want)
 	}
+	same(t, "the image", readAll(t, m.file, m.choice()), m.want)
 }
 
-func (m *modelRun) compare(t *testing.T, tg *Target, want []byte) {
+// compare checks what src holds.
+func compare(t *testing.T, src merkle.Source, want []byte) {
 	t.Helper()
 	got := noise(8, len(want)) // what is there must be overwritten, holes too
-	if n, err := tg.ReadAt(got, 0); n != len(got) || err != nil {
+	if n, err := src.ReadAt(got, 0); n != len(got) || err != nil {
 		t.Fatalf("ReadAt of all %d bytes = %d, %v", len(got), n, err)
 	}
-	same(t, "the target", got, want)
-	checkHoles(t, tg, want)
+	same(t, "what is seen", got, want)
+	checkHoles(t, src, want)
 }
 
 // step changes every block at once in some way, each from a goroutine of its own.
-func (m *modelRun) step(t *testing.T, tg *Target, seen []byte) {
+func (m *contentRun) step(t *testing.T, body content) {
 	var wg sync.WaitGroup
-	for i, off := 0, 0; off < len(seen); i, off = i+1, off+m.blockSize {
-		block := seen[off:min(len(seen), off+m.blockSize)]
+	for i, off := int64(0), 0; off < len(m.want); i, off = i+1, off+m.blockSize {
+		block := m.want[off:min(len(m.want), off+m.blockSize)]
 		from := m.r.IntN(len(block))
 		to := from + m.r.IntN(len(block)-from) + 1
 		var change func() error
@@ -157,19 +180,19 @@ func (m *modelRun) step(t *testing.T, tg *Target, seen []byte) {
 			continue
 		case 1:
 			fill(m.r, block)
-			change = func() error { _, err := tg.WriteAt(block, int64(off)); return err }
+			change = func() error { _, err := body.WriteAt(block, int64(off)); return err }
 		case 2:
 			fill(m.r, block[from:to])
-			change = func() error { _, err := tg.WriteAt(block[from:to], int64(off+from)); return err }
+			change = func() error { _, err := body.WriteAt(block[from:to], int64(off+from)); return err }
 		case 3:
 			clear(block)
-			change = func() error { return tg.Punch(int64(off), int64(len(block))) }
+			change = func() error { return body.Punch(int64(off), int64(len(block))) }
 		case 4:
 			clear(block[from:to])
-			change = func() error { return tg.Punch(int64(off+from), int64(to-from)) }
+			change = func() error { return body.Punch(int64(off+from), int64(to-from)) }
 		case 5:
 			fill(m.r, block)
-			change = func() error { return m.writeEncoded(tg, i, block) }
+			change = func() error { return storeEncoded(body, i, int64(off), block) }
 		}
 		wg.Go(func() {
 			if err := change(); err != nil {
@@ -178,33 +201,32 @@ func (m *modelRun) step(t *testing.T, tg *Target, seen []byte) {
 		})
 	}
 	wg.Wait()
-	m.wideStep(t, tg, seen)
+	m.wideStep(t, body)
 }
 
-func (m *modelRun) writeEncoded(tg *Target, i int, block []byte) error {
-	if m.format == Spgz {
-		return tg.WriteSlot(int64(i), EncodeSlot(nil, block))
+func storeEncoded(body content, i, off int64, block []byte) error {
+	if s, ok := body.(*slots); ok {
+		return s.storeSlot(i, EncodeSlot(nil, block))
 	}
-	_, err := tg.WriteAt(block, int64(i*m.blockSize))
+	_, err := body.WriteAt(block, off)
 	return err
 }
 
 // wideStep writes or punches a range over several blocks.
-func (m *modelRun) wideStep(t *testing.T, tg *Target, seen []byte) {
-	if len(seen) == 0 {
+func (m *contentRun) wideStep(t *testing.T, body content) {
+	if len(m.want) == 0 {
 		return
 	}
-	from := m.r.IntN(len(seen))
-	to := from + m.r.IntN(len(seen)-from) + 1
+	from := m.r.IntN(len(m.want))
+	to := from + m.r.IntN(len(m.want)-from) + 1
 	switch m.r.IntN(4) {
 	case 0:
-		clear(seen[from:to])
-		must(t, tg.Punch(int64(from), int64(to-from)))
+		clear(m.want[from:to])
+		must(t, body.Punch(int64(from), int64(to-from)))
 	case 1:
-		fill(m.r, seen[from:to])
-		if _, err := tg.WriteAt(seen[from:to], int64(from)); err != nil {
-			t.Fatal(err)
-		}
+		fill(m.r, m.want[from:to])
+		_, err := body.WriteAt(m.want[from:to], int64(from))
+		must(t, err)
 	}
 }
 
@@ -239,16 +261,15 @@ func sizeMatrix(t *testing.T, rg rig) {
 func resizeOne(t *testing.T, rg rig, before []byte, to int64) {
 	path := filepath.Join(t.TempDir(), "disk")
 	writeImage(t, path, rg.opts, rg.blockSize, before)
-	same(t, "before", readAll(t, path, Auto), before)
+	same(t, "before", readAll(t, path, rg.choice()), before)
+	want := resized(before, to)
 	tg := target(t, path, rg.opts)
-	must(t, tg.Begin(to, rg.blockSize))
-	if rg.tune != nil {
+	if rg.tune != nil && tg.disk != nil {
 		rg.tune(t, tg.disk)
 	}
-	must(t, tg.Commit())
+	update(t, tg, rg.blockSize, want)
 	must(t, tg.Close())
-	want := resized(before, to)
-	same(t, fmt.Sprintf("from %d to %d", len(before), to), readAll(t, path, Auto), want)
+	same(t, fmt.Sprintf("from %d to %d", len(before), to), readAll(t, path, rg.choice()), want)
 	if tg.Format() == Spgz {
 		same(t, fmt.Sprintf("from %d to %d, library", len(before), to), libraryRead(t, path), want)
 	}

@@ -60,8 +60,8 @@ func Open(p *Place, o Options) (Image, error) {
 		}
 		if r.store.recover() != nil {
 			// Not now: we read through the journal, if we still have it.
-			if ok, err := r.disk.lock(shared); err == nil && ok && r.current() {
-				return r, nil
+			if ok, err := r.disk.lock(shared); (ok || err != nil) && r.current() {
+				return r, nil // as in excludeWriters
 			}
 		}
 		if err := r.Close(); err != nil {
@@ -83,7 +83,7 @@ type reader struct {
 	tree   *tree
 	j      *journal
 	upto   []batch         // what of j counts
-	head   merkle.Outboard // what is stored about the image, if state.Stored
+	head   merkle.Outboard // what is stored about the image, zero if nothing is
 	state  State
 }
 
@@ -207,8 +207,8 @@ func (r *reader) describe() {
 	switch n := len(r.upto); {
 	case n > 0 && (r.tree != nil || slices.ContainsFunc(r.upto, batch.whole)):
 		s := r.upto[n-1].seal
-		r.head = merkle.Outboard{BlockSize: r.j.head.BlockSize, Format: string(r.j.head.Format), Digest: s.Digest,
-			Generation: s.Generation, Synced: s.Synced, Modified: s.Modified}
+		r.head = merkle.Outboard{Size: r.upto[n-1].size, BlockSize: r.j.head.BlockSize, Format: string(r.j.head.Format),
+			Digest: s.Digest, Generation: s.Generation, Synced: s.Synced, Modified: s.Modified}
 	case n == 0 && r.tree != nil:
 		r.head = r.tree.head
 	default:
@@ -269,20 +269,20 @@ func (r *reader) openContent() error {
 		}
 	}
 	r.overlay = over(base, size, r.j, r.upto)
-	// As another format it has another content.
-	known := r.state.Stored && r.head.Format == string(r.format)
-	if r.bs == 0 && known {
+	if r.head.Format != string(r.format) {
+		r.head = merkle.Outboard{} // of another content
+	}
+	if r.bs == 0 {
 		r.bs = r.head.BlockSize
 	}
-	if !known || r.opts.Checksum || r.state.Bad > 0 && !r.opts.Examine {
-		r.forgetTree()
+	if r.opts.Checksum || r.state.Bad > 0 && !r.opts.Examine {
+		r.head = merkle.Outboard{}
+	}
+	// A device may be larger than what was synced to it.
+	if r.head.BlockSize == 0 || r.head.Size != size {
+		r.state = State{Bad: r.state.Bad, Incomplete: r.state.Incomplete, Kept: r.state.Kept, Waiting: r.state.Waiting}
 	}
 	return nil
-}
-
-// forgetTree believes nothing that is stored.
-func (r *reader) forgetTree() {
-	r.state = State{Bad: r.state.Bad, Incomplete: r.state.Incomplete, Kept: r.state.Kept, Waiting: r.state.Waiting}
 }
 
 // formatOf returns what the user says, or what the image was made as, or what it
@@ -325,7 +325,7 @@ func (r *reader) Allocated() (int64, error) { return r.disk.allocated() }
 
 func (r *reader) Hashes(blockSize int) Hashes {
 	g, err := merkle.NewGeometry(r.Size(), blockSize)
-	if err != nil || !r.state.Stored {
+	if err != nil || r.head.BlockSize == 0 {
 		return (*hashes)(nil)
 	}
 	if slices.ContainsFunc(r.upto, batch.whole) {
@@ -336,7 +336,7 @@ func (r *reader) Hashes(blockSize int) Hashes {
 
 func (r *reader) Modified() time.Time {
 	switch {
-	case r.state.Stored && r.head.Modified != 0:
+	case r.head.Modified != 0:
 		return time.Unix(0, r.head.Modified)
 	case r.disk.device:
 		return time.Time{}

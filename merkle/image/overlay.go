@@ -97,6 +97,13 @@ func (o *overlay) fill(p []byte, off int64, top *layer, e *entry) error {
 		clear(p)
 		return nil
 	}
+	if n := int64(len(p)); off+n > e.keep {
+		cut := max(0, e.keep-off)
+		clear(p[cut:])
+		if p = p[:cut]; cut == 0 {
+			return nil
+		}
+	}
 	skip := int(off % top.bs)
 	if e.kind == entryPages {
 		if _, err := o.readBase(p, off); err != nil {

@@ -19,8 +19,7 @@ func TestLocateFollowsLinks(t *testing.T) {
 		same(t, path, got, []byte("content"))
 	}
 	tg := target(t, filepath.Join(dir, "folder", "new"), TargetOptions{})
-	must(t, tg.Begin(0, testBlock))
-	must(t, tg.Commit())
+	update(t, tg, testBlock, nil)
 	if _, err := os.Stat(filepath.Join(dir, "real", "new")); err != nil {
 		t.Error(err)
 	}
@@ -45,7 +44,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"/dev/null", "is a character device", Auto, nil},
 		{filepath.Join(dir, "short"), "does not begin like an spgz image", AsSpgz, errNotSpgz},
 	} {
-		_, err := Open(place(t, c.path), c.choice)
+		_, err := Open(place(t, c.path), Options{Choice: c.choice})
 		wantError(t, err, c.kind, c.words)
 	}
 	_, err := Locate(filepath.Join(dir, "none", "disk"))
@@ -72,7 +71,7 @@ func TestLocateIn(t *testing.T) {
 	for _, path := range []string{"sub/disk", "/sub/disk", "//sub//disk", "good", "sub/up", "/sub/../good"} {
 		p, err := LocateIn(root, path)
 		must(t, err)
-		im, err := Open(p, Auto)
+		im, err := Open(p, Options{})
 		must(t, err)
 		if im.Size() != int64(len("content")) {
 			t.Errorf("%s: %d bytes", path, im.Size())
@@ -84,7 +83,7 @@ func TestLocateIn(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if _, err := Open(p, Auto); err == nil {
+		if _, err := Open(p, Options{}); err == nil {
 			t.Errorf("%q was opened", path)
 		}
 		if _, err := OpenTarget(p, TargetOptions{}); err == nil {
@@ -106,8 +105,7 @@ func TestPlaceStays(t *testing.T) {
 	tg, err := OpenTarget(p, TargetOptions{Raw: true})
 	must(t, err)
 	defer tg.Close()
-	must(t, tg.Begin(3, testBlock))
-	must(t, tg.Commit())
+	update(t, tg, testBlock, make([]byte, 3))
 	if _, err := os.Stat(filepath.Join(dir, "moved", "disk")); err != nil {
 		t.Error(err)
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/diskrsync/diskrsync/merkle"
 )
 
 const (
@@ -125,6 +127,7 @@ func (r *recorder) note(e entry, length int64, write func(*entry) error) (due bo
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	e.keep = merkle.MaxSize
 	p := &r.cur
 	if p.count() == 0 {
 		p.since = time.Now()

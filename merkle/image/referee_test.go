@@ -79,15 +79,26 @@ func ourChanges(t *testing.T, r *rand.Rand, path string, blockSize int, content 
 		t.Fatalf("opened as %s with blocks of %d and %d bytes, want spgz, %d, %d",
 			tg.Format(), tg.BlockSize(), tg.Held(), blockSize, len(content))
 	}
-	m := &modelRun{rig: rig{format: Spgz, blockSize: blockSize}, r: r}
-	size := m.pickSize()
-	must(t, tg.Begin(size, blockSize))
-	content = resized(content, size)
-	m.step(t, tg, content)
-	m.compare(t, tg, content)
-	must(t, tg.Commit())
+	content = resized(content, randomSize(r, blockSize))
+	mutate(r, content, blockSize)
+	update(t, tg, blockSize, content)
 	must(t, tg.Close())
 	return content
+}
+
+// mutate changes some blocks of content, and parts of others.
+func mutate(r *rand.Rand, content []byte, blockSize int) {
+	for off := 0; off < len(content); off += blockSize {
+		block := content[off:min(len(content), off+blockSize)]
+		switch r.IntN(4) {
+		case 0:
+			fill(r, block)
+		case 1:
+			fill(r, block[r.IntN(len(block)):])
+		case 2:
+			clear(block)
+		}
+	}
 }
 
 // Every length of a last block in which something might go wrong, written by
@@ -129,13 +140,11 @@ func TestRefereeEmptyImage(t *testing.T) {
 	if im.Format() != Spgz || im.Size() != 0 || im.BlockSize() != 131071 {
 		t.Errorf("read as %s, %d bytes, blocks of %d", im.Format(), im.Size(), im.BlockSize())
 	}
+	must(t, im.Close())
 	content := text(300_000)
 	tg := target(t, path, TargetOptions{})
-	must(t, tg.Begin(int64(len(content)), 131071))
-	if _, err := tg.WriteAt(content, 0); err != nil {
-		t.Fatal(err)
-	}
-	must(t, tg.Commit())
+	update(t, tg, 131071, content)
+	must(t, tg.Close())
 	same(t, "filled by us", libraryRead(t, path), content)
 }
 

@@ -83,18 +83,9 @@ func readHeader(d *disk) (int, error) {
 	return int(units)*unit - 1, nil
 }
 
-// openSlots opens an spgz file whose last slot must be sound, because only it
-// tells the size of the content.
-func openSlots(d *disk) (*slots, error) {
-	s, err := openAnySlots(d)
-	if err != nil {
-		return nil, err
-	}
-	return s, s.corrupt
-}
-
-// openAnySlots is openSlots for a target: a last block that cannot be decoded
-// counts as a full one.
+// openAnySlots opens an spgz file. Only the last slot tells the size of the
+// content: one that cannot be decoded counts as a full one, and is noted in
+// corrupt.
 func openAnySlots(d *disk) (*slots, error) {
 	blockSize, err := readHeader(d)
 	if err != nil {
@@ -150,11 +141,11 @@ func (s *slots) corruptError(block int64, err error) error {
 }
 
 // buffer returns n bytes of any content, at most those of a run, and what gives
-// them back. All buffers of an image are as large as a run, so any will do.
+// them back.
 func (s *slots) buffer(n int) ([]byte, func()) {
 	p, ok := s.buffers.Get().(*[]byte)
-	if !ok {
-		fresh := make([]byte, s.runSlots()*s.slotSize())
+	if !ok || cap(*p) < n {
+		fresh := make([]byte, max(n, int(s.slotSize())))
 		p = &fresh
 	}
 	return (*p)[:n], func() { s.buffers.Put(p) }

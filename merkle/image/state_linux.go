@@ -64,8 +64,12 @@ func deviceName(f *os.File) (string, error) {
 
 // deviceWrites hashes what the kernel counts of the writes to a device, and to
 // the disk under a partition, with what tells this disk from one that was there
-// under the same name before.
+// under the same name before. A write counts once it has left the cache, so that
+// is emptied first.
 func deviceWrites(f *os.File) (uint64, error) {
+	if err := f.Sync(); err != nil {
+		return 0, err
+	}
 	dir, err := sysBlock(f)
 	if err != nil {
 		return 0, err
@@ -82,8 +86,9 @@ func deviceWrites(f *os.File) (uint64, error) {
 		if len(field) < 15 {
 			return 0, errors.ErrUnsupported
 		}
-		// Writes, their sectors; discards, their sectors.
-		count += fmt.Sprint("\x00", field[4], field[6], field[11], field[13])
+		// The sectors of writes and of discards. The number of writes has those
+		// in it that only empty a cache.
+		count += fmt.Sprint("\x00", field[6], " ", field[13])
 	}
 	sum := blake2b.Sum256([]byte(count))
 	return binary.LittleEndian.Uint64(sum[:]), nil

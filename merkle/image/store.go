@@ -75,14 +75,31 @@ func (s *store) makeFolder() error {
 	if s.device {
 		return nil // it was made when it was opened
 	}
-	err := s.root.Mkdir(s.dir, 0o700)
-	switch {
-	case err == nil:
-		return s.syncImages()
-	case errors.Is(err, fs.ErrExist):
-		return nil
+	if err := s.root.Mkdir(s.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("image %s: making the folder %s beside it: %w", s.path, s.dir, spaceError(err))
 	}
-	return fmt.Errorf("image %s: making the folder %s beside it: %w", s.path, s.dir, spaceError(err))
+	// Even if it was there: another process may have made it just now.
+	return s.syncImages()
+}
+
+// openJournalToWrite opens the journal, if there is one, for a writer. Whoever
+// left it may have been killed at any point, so what can be seen of it need not be
+// durable. It is made so before anything is built upon it.
+func (s *store) openJournalToWrite() (*journal, error) {
+	f, err := s.root.OpenFile(s.file(kindJournal), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image %s: opening its journal: %w", s.path, cause(err))
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return nil, fmt.Errorf("image %s: making its journal durable: %w", s.path, cause(err))
+	}
+	if err := s.sync(); err != nil {
+		return nil, err
+	}
+	return openJournal(s.root, s.file(kindJournal), s.path, os.O_RDWR)
 }
 
 // syncImages and sync make the names beside the image, and in the store, durable.

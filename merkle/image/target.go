@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -67,7 +68,8 @@ type Target struct {
 
 	g      merkle.Geometry
 	view   *overlay
-	hashes *hashes
+	hashes *hashes // nil if nothing is to be believed
+	anew   bool    // the outboard is to be made anew
 	stage  stage
 	stop   chan struct{} // ends the goroutine that makes things durable
 	tick   sync.WaitGroup
@@ -76,6 +78,8 @@ type Target struct {
 	j      *journal  // what lay there, or was made since; may be nil
 	rec    *recorder // nil until something is recorded
 	failed error     // what ended all writing
+
+	settled map[int64]bool // regions that this run has settled
 }
 
 // A stage is how far a Target has come.
@@ -113,7 +117,7 @@ type Block struct {
 // device is mounted, and with ErrRefused if the image is spgz but o asks for a
 // raw one. The caller closes the target, and only then p.
 func OpenTarget(p *Place, o TargetOptions) (*Target, error) {
-	t := &Target{place: p, store: newStore(p), opts: o}
+	t := &Target{place: p, store: newStore(p), opts: o, settled: map[int64]bool{}}
 	if err := t.open(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
@@ -250,14 +254,60 @@ func (t *Target) Begin(size int64, blockSize int) error {
 		batches = t.j.batches
 	}
 	t.view = over(t.body, size, t.j, batches)
+	t.anew = true
 	if !t.opts.Checksum {
-		t.hashes = newHashes(t.g, t.tree, t.way == wayNew, t.j, batches)
+		t.hashes = t.know(batches)
+		t.anew = t.hashes.tree == nil && !slices.ContainsFunc(batches, batch.whole)
 	}
 	if t.rec != nil {
 		t.view.record(t.rec)
 	}
 	t.stage = begun
-	return nil
+	return t.adopt(batches)
+}
+
+// adopt makes what an interrupted run has left part of this one, which has to
+// commit it even if nothing else is to be done. The leaves of its blocks are put
+// together to regions: nobody else is going to say what those are where the
+// source has them as well.
+func (t *Target) adopt(batches []batch) error {
+	if t.j == nil || t.opts.DryRun {
+		return nil
+	}
+	left := batches[min(len(batches), t.j.sealedBatches()):]
+	if len(left) == 0 {
+		return nil
+	}
+	if err := t.startRecording(); err != nil {
+		return err
+	}
+	if err := t.j.eachRegion(left, t.g.Regions(), t.adoptRegion); err != nil {
+		return err
+	}
+	return t.rec.flush(nil, (*pending).some)
+}
+
+// adoptRegion stores the leaves of a region if they are known, but not stored
+// since blocks of it were changed.
+func (t *Target) adoptRegion(region int64) error {
+	leaves, ok := t.hashes.Leaves(region)
+	if !ok {
+		return nil
+	}
+	stored, err := t.j.find(t.hashes.batches, true, region)
+	if err != nil || stored.kind != 0 && stored.hash == merkle.RegionRoot(leaves) {
+		return err
+	}
+	return t.settle(region, leaves)
+}
+
+// know returns what is known of the content without reading it.
+func (t *Target) know(batches []batch) *hashes {
+	if slices.ContainsFunc(batches, batch.whole) {
+		// A committed update that waits has all there is to know.
+		return newHashes(t.g, nil, true, t.j, batches)
+	}
+	return newHashes(t.g, t.tree, t.way == wayNew, t.j, batches)
 }
 
 // beginJournal gets ready to write, as far as that has to happen before it is

@@ -38,10 +38,16 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 			return err
 		}
 	}
-	if t.rec == nil {
-		return nil // nothing has changed
+	if err := t.takeUp(); err != nil || t.rec == nil {
+		return err // or nothing has changed
 	}
-	s := &seal{Digest: digest, Generation: t.generation + 1, Synced: time.Now().UnixNano(), Whole: t.whole()}
+	if t.way == wayNew {
+		// Once it is sealed it has to get into place.
+		if err := t.store.mayReplace(); err != nil {
+			return err
+		}
+	}
+	s := &seal{Digest: digest, Generation: t.generation + 1, Synced: time.Now().UnixNano(), Whole: t.anew}
 	if !modified.IsZero() {
 		s.Modified = modified.UnixNano()
 	}
@@ -53,21 +59,83 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 	if err := t.rec.flush(s, nil); err != nil {
 		return err
 	}
-	err := t.store.complete(t.j, t.disk)
+	lost, err := t.store.complete(t.j, t.disk)
 	switch {
 	case errors.Is(err, errReaders):
 		return nil // it is sealed, and so it is done
 	case errors.Is(err, errVoid):
 		return refuse(ErrChanged, "image %s: was changed by another program during the sync, and is left alone", t.place.path)
+	case err == nil && lost > 0:
+		return fmt.Errorf("image %s: %d blocks were damaged in its journal: sync again, which fetches them", t.place.path, lost)
 	}
 	return err
 }
 
+// takeUp sees to it that what an earlier run has left is committed too, even if
+// this one has nothing to add.
+func (t *Target) takeUp() error {
+	if t.j == nil || t.way == wayInPlace {
+		return nil
+	}
+	if t.rec == nil {
+		switch n := len(t.j.batches); {
+		case n == 0:
+			return t.forget()
+		case t.j.sealedBatches() == n:
+			return nil // all of it is committed, and only waits
+		}
+		if err := t.startRecording(); err != nil {
+			return err
+		}
+	}
+	if t.hashes == nil {
+		return nil // all regions were read, and settled
+	}
+	left := t.rec.old[min(len(t.rec.old), t.j.sealedBatches()):]
+	for i := range left {
+		if err := t.j.each(&left[i], t.settleLeft); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settleLeft settles the regions of an entry of an earlier run, which may have
+// been cut off before it could do so.
+func (t *Target) settleLeft(e entry) error {
+	if e.kind == entryRegion {
+		return nil
+	}
+	for region := e.index / merkle.RegionBlocks; region*merkle.RegionBlocks < min(e.end(), t.g.Blocks()); region++ {
+		if t.settled[region] {
+			continue
+		}
+		since, err := t.j.find(t.rec.old, true, region)
+		if err != nil {
+			return err
+		}
+		newer, err := t.hashes.newer(region, &since, nil)
+		if err != nil {
+			return err
+		}
+		leaves, known := t.hashes.Leaves(region)
+		if !newer || !known {
+			t.settled[region] = true
+			continue
+		}
+		if err := t.settle(region, leaves); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // pinEnd makes sure that the journal has the last block of an image whose size
 // changes: to give it its length its slot is written anew, which must not go
-// wrong half way.
+// wrong half way. The same is true of a new image whose last block is held from
+// a run in which it may have been longer.
 func (t *Target) pinEnd() error {
-	if t.way != wayRedo || t.g.Size() == t.baseSize() {
+	if t.way == wayInPlace || t.way == wayRedo && t.g.Size() == t.baseSize() {
 		return nil
 	}
 	if err := t.startRecording(); err != nil {
@@ -78,8 +146,16 @@ func (t *Target) pinEnd() error {
 		return nil
 	}
 	known, err := t.rec.find(last)
-	if err != nil || known.kind != 0 {
+	if err != nil {
 		return err
+	}
+	before, err := t.j.find(t.rec.old, false, last)
+	if err != nil {
+		return err
+	}
+	held := known.kind == entryHeld && before.kind == entryHeld
+	if !held && (known.kind != 0 || t.way == wayNew) {
+		return nil
 	}
 	e := t.g.Block(last)
 	data := make([]byte, e.Length)

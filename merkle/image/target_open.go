@@ -12,7 +12,7 @@ import (
 // takeOver looks at what an earlier run has left. What was committed is
 // completed; what can be gone on with stays in t.j; the rest is dropped.
 func (t *Target) takeOver() error {
-	j, err := openJournal(t.store.root, t.store.file(kindJournal), t.store.path, t.flag(0))
+	j, err := t.openJournal()
 	if errors.Is(err, errJournal) {
 		t.broken = true
 		t.note = fmt.Sprintf("image %s: the journal of an update is damaged: the image is made anew from what it has", t.place.path)
@@ -40,6 +40,13 @@ func (t *Target) takeOver() error {
 	}
 	t.j = nil
 	return j.close()
+}
+
+func (t *Target) openJournal() (*journal, error) {
+	if t.opts.DryRun {
+		return openJournal(t.store.root, t.store.file(kindJournal), t.store.path, os.O_RDONLY)
+	}
+	return t.store.openJournalToWrite()
 }
 
 // forget drops what an earlier run has left.
@@ -318,7 +325,7 @@ func (t *Target) openDevice(info fs.FileInfo) error {
 		t.note = fmt.Sprintf("device %s: cannot be marked as incomplete while it is written: there is no folder for that (--state-dir names one)", t.place.path)
 		return nil
 	}
-	t.j, err = openJournal(t.store.root, t.store.file(kindJournal), t.store.path, t.flag(0))
+	t.j, err = t.openJournal()
 	if errors.Is(err, errJournal) {
 		t.broken = true
 		return nil

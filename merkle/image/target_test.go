@@ -3,145 +3,21 @@ package image
 import (
 	"bytes"
 	"compress/gzip"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
+	"time"
+
+	"github.com/diskrsync/diskrsync/merkle"
 )
 
-func TestSecondWriter(t *testing.T) {
-	for _, existing := range []bool{false, true} {
-		path := tempPath(t)
-		if existing {
-			must(t, os.WriteFile(path, noise(1, 9000), 0o600))
-		}
-		first := target(t, path, TargetOptions{})
-		_, err := OpenTarget(place(t, path), TargetOptions{})
-		wantError(t, err, ErrInUse, fmt.Sprintf("is being written by process %d on host ", os.Getpid()))
-		wantError(t, err, ErrRefused, "wait for it to end")
-		if strings.Contains(err.Error(), "\n") {
-			t.Errorf("more than one line: %q", err)
-		}
-		dry := target(t, path, TargetOptions{DryRun: true})
-		must(t, dry.Close())
-		must(t, first.Close())
-		must(t, target(t, path, TargetOptions{}).Close())
-	}
-}
-
-// The image's own lock counts too: another writer may not have been able to make
-// a lock file.
-func TestSecondWriterWithoutLockFile(t *testing.T) {
-	path := writeFile(t, noise(1, 9000))
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	must(t, err)
-	defer f.Close()
-	if got, err := lockFile(f); !got || err != nil {
-		t.Fatal(got, err)
-	}
-	_, err = OpenTarget(place(t, path), TargetOptions{})
-	wantError(t, err, ErrInUse, "another process")
-	if names := inFolder(t, path); !slices.Equal(names, []string{"disk"}) {
-		t.Errorf("left behind: %v", names)
-	}
-}
-
-func TestLockHolderIsNotBelieved(t *testing.T) {
-	for text, want := range map[string]string{
-		"12 nas 2026-01-02T03:04:05Z\n":      "process 12 on host nas, since 2026-01-02 03:04:05",
-		"":                                   "another process",
-		"12 nas":                             "another process",
-		"x nas 2026-01-02T03:04:05Z":         "another process",
-		"12 \x1b[2Jnas 2026-01-02T03:04:05Z": "another process",
-		"12 nas yesterday":                   "another process",
-		"1 " + strings.Repeat("n", 5000) + " 2026-0": "another process",
-	} {
-		f, err := os.Open(writeFile(t, []byte(text)))
-		must(t, err)
-		if got := (&lock{f: f}).holder(); got != want {
-			t.Errorf("%q: %q, want %q", text, got, want)
-		}
-		must(t, f.Close())
-	}
-}
-
-// A lock on a file that is no longer there under its name excludes nobody.
-func TestLockMoved(t *testing.T) {
-	for _, again := range []bool{false, true} {
-		p := place(t, tempPath(t))
-		must(t, p.root.Mkdir(storeFolder, 0o700))
-		name := lockName(p.name)
-		f, err := p.root.Create(name)
-		must(t, err)
-		defer f.Close()
-		must(t, p.root.Remove(name))
-		if again {
-			must(t, p.root.WriteFile(name, nil, 0o600))
-		}
-		l := &lock{root: p.root, name: name, f: f}
-		if err := l.take("disk"); err != errLockMoved {
-			t.Errorf("file made again: %v: %v, want %v", again, err, errLockMoved)
-		}
-	}
-}
-
-// Many writers at once: each gets the lock or is refused, no two have it, and
-// nothing stays behind.
-func TestManyWriters(t *testing.T) {
-	path := tempPath(t)
-	holders := make(chan struct{}, 1)
-	done := make(chan error)
-	for range 8 {
-		go func() { done <- lockOften(path, holders) }()
-	}
-	for range 8 {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}
-	if names := inFolder(t, path); len(names) > 0 {
-		t.Errorf("left behind: %v", names)
-	}
-}
-
-func lockOften(path string, holders chan struct{}) error {
-	p, err := Locate(path)
-	if err != nil {
-		return err
-	}
-	defer p.Close()
-	for got := 0; got < 50; {
-		l, err := takeLock(p)
-		if err != nil {
-			if strings.Contains(err.Error(), "is being written by") {
-				continue
-			}
-			return err
-		}
-		select {
-		case holders <- struct{}{}:
-		default:
-			return fmt.Errorf("two hold the lock")
-		}
-		got++
-		<-holders
-		if err := l.release(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func TestNewImageLeavesNoTrace(t *testing.T) {
+func TestNewImageIsNotSeenBeforeCommit(t *testing.T) {
 	for _, o := range []TargetOptions{{}, {Raw: true}} {
 		path := tempPath(t)
 		tg := target(t, path, o)
 		must(t, tg.Begin(100_000, 12287))
-		if _, err := tg.WriteAt(noise(1, 12287), 0); err != nil {
-			t.Fatal(err)
-		}
+		must(t, tg.Put(blockOf(noise(1, 100_000), 12287, 0)))
 		partial := filepath.Join(filepath.Dir(path), storeFolder, "disk.partial")
 		info, err := os.Stat(partial)
 		must(t, err)
@@ -153,42 +29,47 @@ func TestNewImageLeavesNoTrace(t *testing.T) {
 		}
 		must(t, tg.Close())
 		must(t, tg.Close())
-		if names := inFolder(t, path); len(names) > 0 {
-			t.Errorf("left behind: %v", names)
-		}
 	}
 }
 
 func TestNothingAfterCommit(t *testing.T) {
 	path := tempPath(t)
 	tg := target(t, path, TargetOptions{})
-	must(t, tg.Begin(20000, 12287))
-	must(t, tg.Commit())
-	wantError(t, tg.Commit(), nil, "committed or closed")
+	update(t, tg, 12287, make([]byte, 20000))
+	wantError(t, tg.Commit(merkle.Hash{}, time.Time{}), nil, "committed or closed")
 	wantError(t, tg.Punch(0, 1), nil, "committed or closed")
+	wantError(t, tg.Settle(0, nil), nil, "committed or closed")
 	must(t, tg.Close())
 	wantError(t, tg.Punch(0, 1), nil, "committed or closed")
 	same(t, "the image", libraryRead(t, path), make([]byte, 20000))
 }
 
-func TestCommitLeavesTheImageAlone(t *testing.T) {
-	path := tempPath(t)
-	writeImage(t, path, TargetOptions{}, 12287, text(50000))
-	if names := inFolder(t, path); !slices.Equal(names, []string{"disk"}) {
-		t.Errorf("beside the image: %v", names)
+// All that a sync leaves beside the image are its hashes.
+func TestCommitLeavesHashes(t *testing.T) {
+	for _, o := range []TargetOptions{{}, {Raw: true}} {
+		path := tempPath(t)
+		writeImage(t, path, o, 12287, text(50000))
+		if names := inFolder(t, path); !slices.Equal(names, []string{".diskrsync", "disk"}) {
+			t.Errorf("beside the image: %v", names)
+		}
+		if names := inStore(t, path); !slices.Equal(names, []string{"disk.tree"}) {
+			t.Errorf("in the store: %v", names)
+		}
 	}
 }
 
+// What lies there without a journal is nothing that a run has left to go on with.
 func TestStalePartial(t *testing.T) {
 	path := tempPath(t)
 	store := filepath.Join(filepath.Dir(path), storeFolder)
 	must(t, os.Mkdir(store, 0o700))
-	must(t, os.WriteFile(filepath.Join(store, "disk.partial"), noise(1, 99999), 0o600))
-	must(t, os.WriteFile(filepath.Join(store, "disk.lock"), []byte("1 nas 2026-01-02T03:04:05Z"), 0o600))
+	for _, name := range []string{"disk.partial", "disk.fresh"} {
+		must(t, os.WriteFile(filepath.Join(store, name), noise(1, 99999), 0o600))
+	}
 	must(t, os.WriteFile(filepath.Join(store, "other.lock"), nil, 0o600))
 	writeImage(t, path, TargetOptions{}, 12287, text(50000))
 	same(t, "the image", libraryRead(t, path), text(50000))
-	if names := inFolder(t, filepath.Join(store, "x")); !slices.Equal(names, []string{"other.lock"}) {
+	if names := inStore(t, path); !slices.Equal(names, []string{"disk.tree", "other.lock"}) {
 		t.Errorf("in the store: %v", names)
 	}
 }
@@ -202,14 +83,18 @@ func TestCommitDoesNotReplace(t *testing.T) {
 		tg := target(t, path, TargetOptions{})
 		must(t, tg.Begin(5, 12287))
 		must(t, os.WriteFile(path, []byte("someone else's"), 0o600))
-		wantError(t, tg.Commit(), ErrChanged, "made by someone else")
+		wantError(t, tg.Commit(digestOf(t, make([]byte, 5), 12287), time.Time{}), ErrChanged, "made by someone else")
 		must(t, tg.Close())
 		got, err := os.ReadFile(path)
 		must(t, err)
 		same(t, "the other file", got, []byte("someone else's"))
-		if names := inFolder(t, path); !slices.Equal(names, []string{"disk"}) {
-			t.Errorf("left behind: %v", names)
+
+		// From now on that is the image.
+		writeImage(t, path, TargetOptions{}, 8192, text(30000))
+		if im := source(t, path, Auto); im.Format() != Raw {
+			t.Errorf("updated as %s", im.Format())
 		}
+		same(t, "the other file, updated", readAll(t, path, Auto), text(30000))
 	}
 }
 
@@ -232,13 +117,38 @@ func TestFormatOfTarget(t *testing.T) {
 	writeImage(t, rawPath, TargetOptions{Raw: true}, 12287, text(30000))
 	_, err := OpenTarget(place(t, spgzPath), TargetOptions{Raw: true})
 	wantError(t, err, ErrRefused, "leave out --no-compress")
-	if tg := target(t, rawPath, TargetOptions{}); tg.Format() != Raw || tg.BlockSize() != 0 {
+	if tg := target(t, rawPath, TargetOptions{}); tg.Format() != Raw || tg.BlockSize() != 0 || tg.Preferred() != 12287 {
 		t.Errorf("a raw image is updated as %s", tg.Format())
 	}
 	disk := writeFile(t, fake("\x77", "\x77"))
 	if tg := target(t, disk, TargetOptions{}); tg.Format() != Raw || tg.Note() == "" {
 		t.Errorf("what only looks like spgz is updated as %s, note %q", tg.Format(), tg.Note())
 	}
+}
+
+// A guest may give its disk the header of an spgz image, with slots and all. An
+// image that was synced as raw stays raw.
+func TestRawThatLooksLikeSpgz(t *testing.T) {
+	path, file := tempPath(t), tempPath(t)
+	writeImage(t, file, TargetOptions{}, 12287, text(50000))
+	disguised, err := os.ReadFile(file)
+	must(t, err)
+	writeImage(t, path, TargetOptions{Raw: true}, 8192, disguised)
+	same(t, "the content", readAll(t, path, Auto), disguised)
+	disguised[20000] ^= 1
+	for _, o := range []TargetOptions{{Raw: true}, {}} {
+		tg := target(t, path, o)
+		if tg.Format() != Raw || tg.Note() != "" {
+			t.Errorf("updated as %s, note %q", tg.Format(), tg.Note())
+		}
+		update(t, tg, 8192, disguised)
+		must(t, tg.Close())
+		same(t, "updated", readAll(t, path, Auto), disguised)
+	}
+	// Without its store it is what it looks like, and no raw update is made of it.
+	must(t, os.RemoveAll(filepath.Join(filepath.Dir(path), storeFolder)))
+	_, err = OpenTarget(place(t, path), TargetOptions{Raw: true})
+	wantError(t, err, ErrRefused, "is or looks like an spgz image")
 }
 
 func TestBeginRefuses(t *testing.T) {
@@ -260,41 +170,89 @@ func TestBeginRefuses(t *testing.T) {
 	writeImage(t, path, TargetOptions{}, 12287, text(30000))
 	tg := target(t, path, TargetOptions{})
 	wantError(t, tg.Begin(1, testBlock), nil, "has blocks of 12287 bytes, not of 131071")
-	_, err := tg.WriteAt([]byte("x"), 0)
-	wantError(t, err, nil, "before Begin")
+	wantError(t, tg.Put(blockOf(text(30000), 12287, 0)), nil, "before Begin")
+	wantError(t, tg.Settle(0, nil), nil, "before Begin")
 	must(t, tg.Begin(30000, 12287))
 	wantError(t, tg.Begin(30000, 12287), nil, "begun twice")
-	_, err = tg.WriteAt([]byte("xx"), 29999)
-	wantError(t, err, nil, "do not lie within")
-	wantError(t, tg.Punch(1, 1<<62), nil, "do not lie within")
 }
 
-func TestWriteSlotRefuses(t *testing.T) {
-	tg := target(t, tempPath(t), TargetOptions{})
-	must(t, tg.Begin(20000, 12287))
+func TestPutRefuses(t *testing.T) {
+	slot := func(index int64, slot string) Block {
+		return Block{Index: index, Data: make([]byte, 12287), Slot: []byte(slot)}
+	}
+	raw := &TargetOptions{Raw: true}
 	for _, c := range []struct {
-		block int64
-		slot  []byte
+		opts  *TargetOptions
+		block Block
 		words string
 	}{
-		{-1, []byte("\x00x"), "no block -1"},
-		{2, []byte("\x00x"), "no block 2"},
-		{0, []byte("\x00x"), "a slot with 1 bytes for a block of 12287"},
-		{1, make([]byte, 12288), "a slot with 12287 bytes for a block of 7713"},
-		{0, []byte("\x05x"), "unknown slot flag 5"},
-		{0, append([]byte{flagGzip}, make([]byte, 12288)...), "12288 are the most"},
+		{nil, slot(-1, "\x00x"), "no blocks -1 to -1 in 2"},
+		{nil, slot(2, "\x00x"), "no blocks 2 to 2 in 2"},
+		{nil, slot(0, "\x00x"), "block 0: a slot with 1 bytes for a block of 12287"},
+		{nil, slot(1, string(make([]byte, 12288))), "block 1: a slot with 12287 bytes for a block of 7713"},
+		{nil, slot(0, "\x05x"), "block 0: unknown slot flag 5"},
+		{nil, slot(0, "\x01"+string(make([]byte, 12288))), "12288 are the most"},
+		{raw, slot(0, "\x00x"), "block 0: a raw image has no slots"},
+		{raw, Block{Data: make([]byte, 12286)}, "block 0: 12286 bytes for a block of 12287"},
+		{nil, Block{Index: 1, Data: make([]byte, 12287)}, "block 1: 12287 bytes for a block of 7713"},
 	} {
-		wantError(t, tg.WriteSlot(c.block, c.slot), nil, c.words)
+		o := TargetOptions{}
+		if c.opts != nil {
+			o = *c.opts
+		}
+		path := tempPath(t)
+		tg := target(t, path, o)
+		must(t, tg.Begin(20000, 12287))
+		wantError(t, tg.Put(c.block), nil, c.words)
+		must(t, tg.Close())
+		if names := inFolder(t, path); len(names) > 0 {
+			t.Errorf("%s: left behind: %v", c.words, names)
+		}
 	}
-	raw := target(t, tempPath(t), TargetOptions{Raw: true})
-	must(t, raw.Begin(20000, 12287))
-	wantError(t, raw.WriteSlot(0, []byte("\x00x")), nil, "a raw image has no slots")
+	tg := target(t, tempPath(t), TargetOptions{})
+	must(t, tg.Begin(20000, 12287))
+	for _, c := range [][2]int64{{-1, 1}, {0, -1}, {0, 3}, {1, 2}, {3, 0}, {1, 1<<63 - 1}} {
+		wantError(t, tg.Punch(c[0], c[1]), nil, "there are no blocks")
+	}
+	must(t, tg.Punch(2, 0))
 }
 
-// A member may be as long as its slot. As the last one that does not fill a
-// block it would make the file one full block longer, so it is stored anew.
-func TestMemberFillsSlot(t *testing.T) {
-	data := noise(1, 100)
+// After an error of writing nothing can be committed: some of it may be missing.
+func TestNoCommitAfterAnError(t *testing.T) {
+	path := tempPath(t)
+	writeImage(t, path, TargetOptions{Raw: true}, 8192, noise(1, 20000))
+	tg := target(t, path, TargetOptions{})
+	must(t, tg.Begin(20000, 8192))
+	must(t, tg.Put(blockOf(noise(2, 20000), 8192, 0)))
+	short := Block{Index: 1, Data: []byte("too short")}
+	wantError(t, tg.Put(short), nil, "9 bytes for a block")
+	wantError(t, tg.Commit(digestOf(t, noise(1, 20000), 8192), time.Time{}), nil, "9 bytes for a block")
+	must(t, tg.Close())
+	same(t, "the image", readAll(t, path, Auto), noise(1, 20000))
+}
+
+// The content of a wrong digest is not one that its leaves make up. Whoever says
+// it, the image gets what was put, and its stored hashes are not believed.
+func TestCommitOfAWrongDigest(t *testing.T) {
+	path := tempPath(t)
+	writeImage(t, path, TargetOptions{Raw: true}, 8192, noise(1, 20000))
+	tg := target(t, path, TargetOptions{})
+	must(t, tg.Begin(20000, 8192))
+	must(t, tg.Put(blockOf(noise(2, 20000), 8192, 0)))
+	must(t, tg.Commit(merkle.Hash{1}, time.Time{}))
+	must(t, tg.Close())
+	im := source(t, path, Auto)
+	if im.State().Stored {
+		t.Error("hashes are stored whose digest is another")
+	}
+	want := noise(1, 20000)
+	copy(want, noise(2, 20000)[:8192])
+	same(t, "the image", contentOf(t, im), want)
+}
+
+// fullSlot returns a slot of 12288 bytes that a gzip member fills.
+func fullSlot(t *testing.T, data []byte) []byte {
+	t.Helper()
 	var member bytes.Buffer
 	zw := gzip.NewWriter(&member)
 	zw.Extra = make([]byte, 12287-len(gzipped(data))-2)
@@ -304,12 +262,23 @@ func TestMemberFillsSlot(t *testing.T) {
 	if len(slot) != 12288 {
 		t.Fatalf("the slot has %d bytes, this test wants 12288", len(slot))
 	}
+	return slot
+}
+
+// A member may be as long as its slot. As the last one that does not fill a
+// block it would make the file one full block longer, so it is stored anew.
+func TestMemberFillsSlot(t *testing.T) {
+	data := noise(1, 100)
+	slot := fullSlot(t, data)
 	path := tempPath(t)
 	tg := target(t, path, TargetOptions{})
 	must(t, tg.Begin(12287+100, 12287))
-	must(t, tg.WriteSlot(1, slot))
-	must(t, tg.Commit())
 	want := append(make([]byte, 12287), data...)
+	b := blockOf(want, 12287, 1)
+	b.Slot = slot
+	must(t, tg.Put(b))
+	must(t, tg.Settle(0, []merkle.Hash{{}, b.Leaf}))
+	must(t, tg.Commit(digestOf(t, want, 12287), time.Time{}))
 	same(t, "the library", libraryRead(t, path), want)
 	same(t, "ours", readAll(t, path, Auto), want)
 }
@@ -329,14 +298,14 @@ func TestBuffersDoNotLeak(t *testing.T) {
 	path := tempPath(t)
 	content := append(noise(1, 3*12287), text(9000)...)
 	writeImage(t, path, TargetOptions{}, 12287, content)
-	tg := target(t, path, TargetOptions{})
 	size := int64(len(content) + 3000)
-	must(t, tg.Begin(size, 12287))
-	dirtyBuffers(tg.body.(*slots))
-	if _, err := tg.WriteAt(text(12287), 0); err != nil {
+	body := body(t, path, Spgz, 12287)
+	body.resize(size)
+	dirtyBuffers(body.(*slots))
+	if _, err := body.WriteAt(text(12287), 0); err != nil {
 		t.Fatal(err)
 	}
-	must(t, tg.Commit())
+	must(t, body.settle())
 	content = resized(content, size)
 	copy(content, text(12287))
 	same(t, "grown", libraryRead(t, path), content)
@@ -357,7 +326,8 @@ func TestDryRun(t *testing.T) {
 	}
 	same(t, "a new image", got, make([]byte, 50000))
 	checkHoles(t, tg, got)
-	wantError(t, tg.Commit(), nil, "dry run")
+	wantError(t, tg.Commit(merkle.Hash{}, time.Time{}), nil, "dry run")
+	must(t, tg.Settle(0, nil)) // is not even asked for
 	must(t, tg.Close())
 	if names := inFolder(t, path); len(names) > 0 {
 		t.Errorf("made: %v", names)
@@ -373,7 +343,7 @@ func TestDryRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, "an existing image", got, resized(text(30000), 50000))
-	for _, err := range []error{tg.Punch(0, 1), tg.WriteSlot(0, nil), tg.Commit()} {
+	for _, err := range []error{tg.Punch(0, 1), tg.Put(Block{}), tg.Commit(merkle.Hash{}, time.Time{})} {
 		wantError(t, err, nil, "dry run")
 	}
 	after, err := os.Stat(path)
@@ -383,34 +353,13 @@ func TestDryRun(t *testing.T) {
 	}
 }
 
-// An existing image keeps what was written when a sync is abandoned, and can be
-// read and updated again.
-func TestAbandonedUpdate(t *testing.T) {
-	for _, o := range []TargetOptions{{}, {Raw: true}} {
-		path, before := tempPath(t), noise(1, 40000)
-		writeImage(t, path, o, 12287, before)
-		tg := target(t, path, o)
-		must(t, tg.Begin(90000, 12287))
-		block := text(12287)
-		if _, err := tg.WriteAt(block, 12287); err != nil {
-			t.Fatal(err)
-		}
-		must(t, tg.Close())
-		want := slices.Clone(before)
-		copy(want[12287:], block)
-		same(t, "abandoned", readAll(t, path, Auto), want)
-	}
-}
-
 // A zeroed image gives its space back.
 func TestPunchFreesSpace(t *testing.T) {
 	for _, o := range []TargetOptions{{}, {Raw: true}} {
 		path, size := tempPath(t), 10*testBlock
 		writeImage(t, path, o, testBlock, noise(1, size))
 		tg := target(t, path, o)
-		must(t, tg.Begin(int64(size), testBlock))
-		must(t, tg.Punch(0, int64(size)))
-		must(t, tg.Commit())
+		update(t, tg, testBlock, make([]byte, size))
 		need(t, !tg.disk.noPunch.Load(), "the temporary folder is on a file system that cannot punch holes")
 		n, err := source(t, path, Auto).Allocated()
 		must(t, err)

@@ -121,6 +121,9 @@ func (t *Target) put(b *Block) error {
 		return err
 	}
 	if t.way == wayNew && before.kind == 0 {
+		if len(b.Data) < t.g.BlockSize() && len(b.Slot) == t.g.BlockSize()+1 {
+			b.Slot = nil // it would have to be stored anew when the file is cut
+		}
 		return t.rec.hold(e, int64(len(b.Data)), func() error { return t.store1(b) })
 	}
 	switch {
@@ -211,7 +214,10 @@ func (t *Target) settle(region int64, leaves []merkle.Hash) error {
 	if t.store.noTree {
 		return nil
 	}
-	if t.whole() && merkle.AllZero(leaves) {
+	t.mu.Lock()
+	t.settled[region] = true
+	t.mu.Unlock()
+	if t.anew && merkle.AllZero(leaves) {
 		// What is not recorded counts as zeros, unless it once was recorded.
 		if t.rec == nil || len(t.rec.old) == 0 {
 			return nil
@@ -230,6 +236,3 @@ func (t *Target) settle(region int64, leaves []merkle.Hash) error {
 	e := entry{kind: entryRegion, index: region, hash: merkle.RegionRoot(leaves)}
 	return t.rec.add(e, merkle.EncodeLeaves(leaves))
 }
-
-// whole reports whether the outboard is to be made anew.
-func (t *Target) whole() bool { return t.hashes == nil || t.hashes.tree == nil }

@@ -43,7 +43,8 @@ func openTree(root folder, name, path string) (*tree, error) {
 	return t, nil
 }
 
-// load reads the first page, and checks that the roots are what it says.
+// load reads the first page, and checks that the roots are what it says: as many
+// as there is room for in the file, however large the image is said to be.
 func (t *tree) load() error {
 	page := make([]byte, merkle.OutboardPage)
 	if _, err := t.f.ReadAt(page, 0); err != nil {
@@ -56,6 +57,13 @@ func (t *tree) load() error {
 	t.head = *head
 	if t.g, err = merkle.NewGeometry(head.Size, head.BlockSize); err != nil {
 		return err
+	}
+	info, err := t.f.Stat()
+	if err != nil {
+		return err
+	}
+	if t.g.Regions() > info.Size()/merkle.HashSize || t.end() != info.Size() || !Format(head.Format).known() {
+		return merkle.ErrOutboard
 	}
 	digest, err := t.digest()
 	if err == nil && digest != t.head.Digest {

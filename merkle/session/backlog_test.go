@@ -17,6 +17,8 @@ type endless struct{ size int64 }
 
 func (e endless) Size() int64              { return e.size }
 func (e endless) BlockSize() int           { return 0 }
+func (e endless) Hashes(int) image.Hashes  { return nil }
+func (e endless) Modified() (t time.Time)  { return t }
 func (e endless) Identity() image.Identity { return image.Identity{} }
 func (e endless) Changed() error           { return nil }
 

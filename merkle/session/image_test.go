@@ -31,19 +31,28 @@ func must(t testing.TB, err error) {
 // command would.
 func syncFiles(t *testing.T, from, to string, raw bool, opt session.Options) outcome {
 	t.Helper()
+	return syncFilesOver(t, from, to, raw, opt, nil)
+}
+
+// syncFilesOver is syncFiles over what wrap makes of the ends of a pipe.
+func syncFilesOver(t *testing.T, from, to string, raw bool, opt session.Options, wrap func(a, b session.Carrier) (session.Carrier, session.Carrier)) outcome {
+	t.Helper()
 	sp, err := image.Locate(from)
 	must(t, err)
 	defer sp.Close()
 	tp, err := image.Locate(to)
 	must(t, err)
 	defer tp.Close()
-	src, err := image.Open(sp, image.Auto)
+	src, err := image.Open(sp, image.Options{})
 	must(t, err)
 	defer src.Close()
 	dst, err := image.OpenTarget(tp, image.TargetOptions{Raw: raw, DryRun: opt.DryRun})
 	must(t, err)
 	var o outcome
-	a, b := transport.Pipe()
+	var a, b session.Carrier = transport.Pipe()
+	if wrap != nil {
+		a, b = wrap(a, b)
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		c, err := session.NewConn(t.Context(), b, 0)
@@ -117,6 +126,9 @@ func TestImageFiles(t *testing.T) {
 					if n := again.source.Source; n.Changed+n.Patched+n.Holes != 0 || again.source.Digest != o.source.Digest {
 						t.Fatalf("step %d: nothing had changed, and the source says %+v", step, n)
 					}
+					if n := again.target.Target; n.Read+n.Hashed != 0 {
+						t.Fatalf("step %d: nothing had changed, and the target says %+v", step, n)
+					}
 					must(t, os.RemoveAll(source))
 					content = edited(r, content)
 					if len(content) == 0 { // an empty file is no spgz image
@@ -124,8 +136,9 @@ func TestImageFiles(t *testing.T) {
 					}
 				}
 				entries, err := os.ReadDir(filepath.Join(dir, ".diskrsync"))
-				if err == nil && len(entries) > 0 {
-					t.Errorf("left behind: %v", entries)
+				must(t, err)
+				if len(entries) != 1 || entries[0].Name() != "target.tree" {
+					t.Errorf("the store has %v", entries)
 				}
 			})
 		}

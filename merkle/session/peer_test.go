@@ -1,7 +1,6 @@
 package session_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/diskrsync/diskrsync/merkle"
-	"github.com/diskrsync/diskrsync/merkle/image"
 	"github.com/diskrsync/diskrsync/merkle/session"
 	"github.com/diskrsync/diskrsync/merkle/transport"
 	"github.com/diskrsync/diskrsync/merkle/wire"
@@ -316,9 +314,4 @@ func noGoroutinesLeft(t testing.TB) func() {
 		buf := make([]byte, 1<<20)
 		t.Errorf("%d goroutines before, %d after:\n%s", before, runtime.NumGoroutine(), buf[:runtime.Stack(buf, true)])
 	}
-}
-
-// rawDisk is a target that holds content.
-func rawDisk(content []byte) *disk {
-	return &disk{content: bytes.Clone(content), held: int64(len(content)), format: image.Raw}
 }

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -18,111 +16,6 @@ import (
 	"github.com/diskrsync/diskrsync/merkle/session"
 	"github.com/diskrsync/diskrsync/merkle/transport"
 )
-
-// disk is an image in memory: a source, and a target that checks that it is
-// used as promised.
-type disk struct {
-	mu        sync.Mutex
-	content   []byte
-	format    image.Format
-	blockSize int
-	held      int64
-	size      int64 // given to Begin
-	committed bool
-	corrupt   map[int64]bool // blocks that cannot be read until they are written
-	changed   error
-	broken    error // what writes return
-	written   map[int64]bool
-	onRead    func(off int64)
-	sparse    bool // writes go nowhere: an image too large for memory
-}
-
-func (d *disk) Size() int64              { return int64(len(d.content)) }
-func (d *disk) BlockSize() int           { return d.blockSize }
-func (d *disk) Format() image.Format     { return d.format }
-func (d *disk) Held() int64              { return d.held }
-func (d *disk) Identity() image.Identity { return image.Identity{} }
-func (d *disk) Changed() error           { return d.changed }
-
-func (d *disk) Begin(size int64, blockSize int) error {
-	d.size, d.blockSize = size, blockSize
-	if grow := size - int64(len(d.content)); grow > 0 && !d.sparse {
-		d.content = append(d.content, make([]byte, grow)...)
-	}
-	d.written = map[int64]bool{}
-	return nil
-}
-
-func (d *disk) ReadAt(p []byte, off int64) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.onRead != nil {
-		d.onRead(off)
-	}
-	for b := range d.corrupt {
-		e := merkle.Extent{Offset: b * int64(d.blockSize), Length: int64(d.blockSize)}
-		if off < e.End() && e.Offset < off+int64(len(p)) {
-			return 0, &image.CorruptError{Block: b, Extent: e, Err: errors.New("made so")}
-		}
-	}
-	if d.sparse {
-		clear(p)
-		return len(p), nil
-	}
-	if off+int64(len(p)) > int64(len(d.content)) {
-		return 0, fmt.Errorf("read of %d bytes at %d of %d", len(p), off, len(d.content))
-	}
-	return copy(p, d.content[off:]), nil
-}
-
-// NextData knows of holes of 64 KiB.
-func (d *disk) NextData(off int64) (merkle.Extent, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	const grain = 64 << 10
-	for at := off; at < int64(len(d.content)); at = (at/grain + 1) * grain {
-		end := min((at/grain+1)*grain, int64(len(d.content)))
-		if len(bytes.Trim(d.content[at:end], "\x00")) > 0 || len(d.corrupt) > 0 {
-			return merkle.Extent{Offset: at, Length: end - at}, nil
-		}
-	}
-	return merkle.Extent{}, io.EOF
-}
-
-func (d *disk) write(p []byte, off int64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.broken != nil {
-		return d.broken
-	}
-	if d.sparse {
-		return nil
-	}
-	if d.size == 0 || off+int64(len(p)) > d.size {
-		return fmt.Errorf("write of %d bytes at %d of %d", len(p), off, d.size)
-	}
-	copy(d.content[off:], p)
-	delete(d.corrupt, off/int64(d.blockSize))
-	return nil
-}
-
-func (d *disk) WriteAt(p []byte, off int64) (int, error) { return len(p), d.write(p, off) }
-
-func (d *disk) WriteSlot(block int64, slot []byte) error {
-	data, err := image.DecodeSlot(nil, slot, d.blockSize)
-	if err != nil || d.format != image.Spgz {
-		return fmt.Errorf("slot for a %s image: %w", d.format, err)
-	}
-	return d.write(data, block*int64(d.blockSize))
-}
-
-func (d *disk) Punch(off, length int64) error { return d.write(make([]byte, length), off) }
-
-func (d *disk) Commit() error {
-	d.content = d.content[:d.size]
-	d.committed = true
-	return nil
-}
 
 // outcome is what both ends of a session returned.
 type outcome struct {
@@ -225,6 +118,42 @@ func seeds(t testing.TB, usual int) int {
 	return usual
 }
 
+// blockSizeOf returns the block size of a disk, or any that its hashes may be
+// stored of.
+func blockSizeOf(r *rand.Rand, d *disk) int {
+	if d.blockSize > 0 {
+		return d.blockSize
+	}
+	return []int{500, 4096, 65536, 131072}[r.IntN(4)]
+}
+
+// remember stores the hashes of what a target holds, but for what is corrupt and
+// recorded as such, and for some that were lost.
+func (d *disk) remember(t *testing.T, r *rand.Rand) {
+	d.stored = storedOf(t, d.content[:d.held], blockSizeOf(r, d))
+	for b := range d.corrupt {
+		d.stored.leaves[b] = merkle.Unknown
+	}
+	for i := range d.stored.leaves {
+		if r.IntN(1+len(d.stored.leaves)) == 0 {
+			d.stored.leaves[i] = merkle.Unknown
+		}
+	}
+	d.stored.forget(r)
+}
+
+// forget loses a few of the hashes.
+func (s *stored) forget(r *rand.Rand) {
+	for i := range s.Regions() {
+		switch r.IntN(8) {
+		case 0:
+			s.lost[i] = true
+		case 1:
+			s.damaged[i] = true
+		}
+	}
+}
+
 func TestRandomSyncs(t *testing.T) {
 	for seed := range seeds(t, 2000) {
 		r := rand.New(rand.NewPCG(uint64(seed), 1))
@@ -244,6 +173,13 @@ func TestRandomSyncs(t *testing.T) {
 		}
 		if bs := int64(dst.blockSize); bs > 0 && dst.held > bs && r.IntN(2) == 0 {
 			dst.corrupt = map[int64]bool{r.Int64N(dst.held / bs): true}
+		}
+		if r.IntN(2) == 0 {
+			dst.remember(t, r)
+		}
+		if r.IntN(3) == 0 {
+			src.stored = storedOf(t, src.content, blockSizeOf(r, src))
+			src.stored.forget(r)
 		}
 		damaged := len(dst.corrupt)
 		want := append([]byte(nil), src.content...)
@@ -269,12 +205,19 @@ func TestRandomSyncs(t *testing.T) {
 		}
 		// Once more: there is nothing to do.
 		dst.held = int64(len(dst.content))
+		dst.stored, dst.read = nil, 0
+		if r.IntN(2) == 0 {
+			dst.stored = storedOf(t, want, o.source.BlockSize)
+		}
 		again := runSession(t, src, dst, session.Options{}, nil)
 		if err := again.err(); err != nil {
 			t.Fatalf("seed %d, again: %v", seed, err)
 		}
 		if n := again.source.Source; n.Changed+n.Patched+n.Holes != 0 || again.source.Digest != o.source.Digest {
 			t.Fatalf("seed %d, again: %+v", seed, n)
+		}
+		if dst.stored != nil && again.source.BlockSize == o.source.BlockSize && dst.read > 0 {
+			t.Fatalf("seed %d, again: %d bytes of the target were read", seed, dst.read)
 		}
 	}
 }

@@ -129,8 +129,8 @@ func Judge(g merkle.Geometry, img image.Image) func(*merkle.Run) error {
 		if err == nil {
 			return nil
 		}
-		if err := img.Changed(); err != nil {
-			return err
+		if now := img.Changed(); now != nil {
+			return now
 		}
 		return err
 	}

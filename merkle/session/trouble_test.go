@@ -7,7 +7,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
 	"github.com/diskrsync/diskrsync/merkle/session"
 	"github.com/diskrsync/diskrsync/merkle/transport"
@@ -87,7 +89,7 @@ func (f failingTarget) Begin(size int64, blockSize int) error {
 	return errors.Join(f.begin, f.disk.Begin(size, blockSize))
 }
 
-func (f failingTarget) Commit() error { return f.commit }
+func (f failingTarget) Commit(merkle.Hash, time.Time) error { return f.commit }
 
 func TestTargetFails(t *testing.T) {
 	small := &imageError{image.ErrTooSmall}

@@ -34,13 +34,16 @@ func fill(b byte) (h merkle.Hash) {
 
 // samples has every kind at least once, and the edges of what a field can be.
 func samples() []sample {
-	stats := Stats{Scanned: 1, Read: 2, Hashed: 3, Changed: 4, Patched: 5, Holes: 6, Repaired: 7, Payload: 1 << 40}
+	stats := Stats{Scanned: 1, Read: 2, Hashed: 3, Changed: 4, Patched: 5, Holes: 6, Repaired: 7, Payload: 1 << 40, Kept: 8}
 	return []sample{
 		{"request", &Request{Verb: VerbTarget, Path: "/mnt/backup/disk", Raw: true, DryRun: true, Timeout: 5 * time.Minute}},
 		{"request to inspect", &Request{Verb: VerbVerify, Path: "\xff\n", Format: "spgz", Checksum: true}},
+		{"request to write in place", &Request{Verb: VerbTarget, Path: "/dev/vg0/a", InPlace: true, StateDir: "/var/lib/x"}},
+		{"request to read what is damaged", &Request{Verb: VerbSource, Path: "a", Force: true}},
+		{"request to clean", &Request{Verb: VerbClean, Path: "a"}},
 		{"opened", &Opened{Note: "read as raw", Format: "disk"}},
 		{"opened, nothing to say", &Opened{}},
-		{"hello", &Hello{Size: merkle.MaxSize, BlockSize: merkle.MaxBlockSize, DryRun: true, Identity: [16]byte{0: 1, 15: 2}}},
+		{"hello", &Hello{Size: merkle.MaxSize, BlockSize: merkle.MaxBlockSize, DryRun: true, Identity: [16]byte{0: 1, 15: 2}, Modified: 1e18}},
 		{"hello, empty image", &Hello{}},
 		{"accept", &Accept{BlockSize: 131071, Held: 300, Slots: true, Key: [16]byte{0: 3, 15: 4}}},
 		{"roots", &Roots{First: 128, Hashes: []merkle.Hash{fill(1), {}, fill(2)}}},
@@ -62,6 +65,8 @@ func samples() []sample {
 		{"progress", &Progress{Stats: stats}},
 		{"error", &Error{Code: CodeChanged, Text: "the source changed"}},
 		{"info", &Info{Format: "spgz", Size: 10, Allocated: 8192, BlockSize: 131071, Digest: fill(7), Bad: 1, Note: "n"}},
+		{"info, stored", &Info{Format: "raw", Size: 10, BlockSize: 4, Digest: fill(7), Stored: true, Generation: 300, Synced: 1e18, Kept: 5, Waiting: 6}},
+		{"info, incomplete", &Info{Format: "device", Incomplete: true}},
 		{"bad", &Bad{Index: 2, Offset: 262142, Length: 131071, Text: "corrupt"}},
 	}
 }
@@ -186,10 +191,19 @@ func TestMalformed(t *testing.T) {
 		{"zero in needless bytes", 14, []byte{0x80, 0}, "needless"},
 		{"bool of 2", 3, cat(uv(1), uv(1), uv(2), h[:16]), "at most 1"},
 		{"block size above the bound", 3, cat(uv(1), uv(merkle.MaxBlockSize+1), uv(0), h[:16]), "at most"},
-		{"verb 0", 1, cat(uv(0), uv(0), uv(0), uv(0), uv(0), uv(0), uv(0)), "verb"},
-		{"verb 5", 1, cat(uv(5), uv(0), uv(0), uv(0), uv(0), uv(0), uv(0)), "at most 4"},
-		{"path above the bound", 1, cat(uv(1), uv(4097), make([]byte, 4097), uv(0), uv(0), uv(0), uv(0), uv(0)), "at most 4096"},
-		{"timeout above the bound", 1, cat(uv(1), uv(0), uv(0), uv(0), uv(0), uv(0), uv(1<<40)), "timeout"},
+		{"time above 2^62", 3, cat(uv(1), uv(1), uv(0), h[:16], uv(1<<62+1)), "out of range"},
+		{"verb 0", 1, make([]byte, 10), "verb"},
+		{"verb 6", 1, cat(uv(6), make([]byte, 9)), "at most 5"},
+		{"path above the bound", 1, cat(uv(1), uv(4097), make([]byte, 4097+8)), "at most 4096"},
+		{"in place 2", 1, cat(uv(2), make([]byte, 5), uv(2), make([]byte, 3)), "at most 1"},
+		{"force 2", 1, cat(uv(1), make([]byte, 6), uv(2), make([]byte, 2)), "at most 1"},
+		{"state folder above the bound", 1, cat(uv(2), make([]byte, 7), uv(4097), make([]byte, 4097), uv(0)), "at most 4096"},
+		{"state folder that is not there", 1, cat(uv(2), make([]byte, 7), uv(4096)), "too soon"},
+		{"timeout above the bound", 1, cat(uv(1), make([]byte, 8), uv(1<<40)), "timeout"},
+		{"request without a state folder", 1, make([]byte, 7), "too soon"},
+		{"stored 2", 19, cat(make([]byte, 4), h, make([]byte, 2), uv(2), make([]byte, 5)), "at most 1"},
+		{"incomplete 2", 19, cat(make([]byte, 4), h, make([]byte, 5), uv(2), make([]byte, 2)), "at most 1"},
+		{"waiting above 2^62", 19, cat(make([]byte, 4), h, make([]byte, 7), uv(1<<62+1)), "out of range"},
 		{"level 0", 6, cat(uv(0), uv(0)), "no children"},
 		{"level 3", 6, cat(uv(3), uv(0)), "at most 2"},
 		{"level 0 of hashes", 7, cat(uv(0), uv(0), uv(0)), "no children"},
@@ -236,6 +250,10 @@ func TestUnwritable(t *testing.T) {
 		"too much data":       &Block{Data: make([]byte, MaxPayload+1)},
 		"too long a frame":    &Block{Data: make([]byte, MaxPayload)},
 		"too long a path":     &Request{Verb: VerbInfo, Path: strings.Repeat("x", 4097)},
+		"too long a folder":   &Request{Verb: VerbTarget, StateDir: strings.Repeat("x", 4097)},
+		"no such verb":        &Request{Verb: VerbClean + 1},
+		"time before 1970":    &Hello{Modified: -1},
+		"negative generation": &Info{Generation: -1},
 		"a request for none":  &Request{},
 		"expansion of leaves": &Expand{},
 	} {

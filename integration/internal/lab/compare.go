@@ -4,6 +4,8 @@ package lab
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -143,4 +145,23 @@ func (s Snapshot) Unchanged(t testing.TB, dir string) {
 		t.Errorf("%s was changed.\nbefore:\n%s\nafter:\n%s", dir,
 			strings.Join(s.lines, "\n"), strings.Join(now.lines, "\n"))
 	}
+}
+
+// Sum returns the SHA-256 of what comes out of r, which tells contents apart
+// that are not kept.
+func Sum(t testing.TB, r io.Reader) string {
+	t.Helper()
+	h := sha256.New()
+	if _, err := io.Copy(h, r); err != nil {
+		t.Fatalf("reading: %v", err)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// SumFile is Sum for a file.
+func SumFile(t testing.TB, path string) string {
+	t.Helper()
+	f := Must(os.Open(path))(t)
+	defer f.Close()
+	return Sum(t, f)
 }

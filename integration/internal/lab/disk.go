@@ -3,10 +3,14 @@
 package lab
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // LoopDevice makes a block device of a file until the end of the test.
@@ -51,11 +55,31 @@ func Mkfs(t testing.TB, kind, path string, size int64) string {
 // mounted.
 func Mounted(t testing.TB, image string, do func(dir string)) {
 	t.Helper()
+	MountedWith(t, image, "loop", do)
+}
+
+// MountedWith is Mounted with options for mount, of which "loop" must be one.
+func MountedWith(t testing.TB, image, options string, do func(dir string)) {
+	t.Helper()
 	NeedRoot(t)
 	dir := t.TempDir()
-	Do(t, "mount", "-o", "loop", image, dir)
-	defer Do(t, "umount", dir)
+	Do(t, "mount", "-o", options, image, dir)
+	defer unmount(t, dir)
 	do(dir)
+}
+
+// unmount may have to wait: the kernel lets go of a loop device some time after
+// it was detached, and of the file behind it only then.
+func unmount(t testing.TB, dir string) {
+	t.Helper()
+	err := unix.Unmount(dir, 0)
+	for deadline := time.Now().Add(endWithin); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); {
+		time.Sleep(20 * time.Millisecond)
+		err = unix.Unmount(dir, 0)
+	}
+	if err != nil {
+		t.Errorf("unmounting %s: %v", dir, err)
+	}
 }
 
 // MountUntilEnd mounts a file system in an image or on a device until the end
@@ -65,7 +89,7 @@ func MountUntilEnd(t testing.TB, image, options string) string {
 	NeedRoot(t)
 	dir := t.TempDir()
 	Do(t, "mount", "-o", options, image, dir)
-	t.Cleanup(func() { Do(t, "umount", dir) })
+	t.Cleanup(func() { unmount(t, dir) })
 	return dir
 }
 
@@ -74,6 +98,19 @@ func Copy(t testing.TB, from, to string) string {
 	t.Helper()
 	Do(t, "cp", "--sparse=always", "--preserve=timestamps", from, to)
 	return to
+}
+
+// Clone makes a new file that holds what another holds at this moment, whoever is
+// writing to that. The file system must know how.
+func Clone(t testing.TB, from, to string) {
+	t.Helper()
+	src := Must(os.Open(from))(t)
+	defer src.Close()
+	dst := Must(os.Create(to))(t)
+	defer dst.Close()
+	if err := unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())); err != nil {
+		t.Fatalf("cloning %s: %v", from, err)
+	}
 }
 
 // Inode returns what tells a file from one that took its place.
@@ -94,4 +131,51 @@ func Allocated(t testing.TB, path string) int64 {
 func Size(t testing.TB, path string) int64 {
 	t.Helper()
 	return Must(os.Stat(path))(t).Size()
+}
+
+// Fill makes a file that takes what is free on its file system but for about so
+// many bytes. The superuser may use what is reserved, and so it is taken, too.
+func Fill(t testing.TB, path string, leave int64) {
+	t.Helper()
+	f := Must(os.Create(path))(t)
+	defer f.Close()
+	var fs unix.Statfs_t
+	step := int64(1 << 20)
+	for size := int64(0); step >= pageSize; {
+		if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+			t.Fatalf("finding the free space beside %s: %v", path, err)
+		}
+		if int64(fs.Bfree)*fs.Bsize < leave+step {
+			step /= 2
+			continue
+		}
+		switch err := unix.Fallocate(int(f.Fd()), 0, size, step); {
+		case err == nil:
+			size += step
+		case errors.Is(err, unix.ENOSPC): // the rest is in pieces, or promised
+			step /= 2
+		default:
+			t.Fatalf("filling %s: %v", path, err)
+		}
+	}
+}
+
+// Rot changes bytes of a file the way a bad disk does: nothing else about the
+// file tells of it.
+func Rot(t testing.TB, path string, off int64) {
+	t.Helper()
+	before := Must(os.Stat(path))(t)
+	content := make([]byte, 3)
+	f := Must(os.Open(path))(t)
+	defer f.Close()
+	if _, err := f.ReadAt(content, off); err != nil {
+		t.Fatal(err)
+	}
+	for i := range content {
+		content[i] ^= 0xff
+	}
+	WriteAt(t, path, content, off)
+	if err := os.Chtimes(path, time.Time{}, before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
 }

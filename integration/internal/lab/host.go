@@ -22,6 +22,7 @@ type Host struct {
 	SSHFlags string // for --ssh-flags, or behind any other ssh
 	port     int
 	server   *Run
+	seen     map[int]Process // that belonged to syncs, and may not be gone
 }
 
 // HostOptions are what makes a host unusual. The zero value is an ordinary one.
@@ -38,7 +39,7 @@ type HostOptions struct {
 func StartHost(t testing.TB, tools Tools, o HostOptions) *Host {
 	t.Helper()
 	NeedPrograms(t, "sshd", "ssh", "ssh-keygen")
-	h := &Host{Dir: t.TempDir(), Agent: o.Agent, port: freePort(t)}
+	h := &Host{Dir: t.TempDir(), Agent: o.Agent, port: freePort(t), seen: map[int]Process{}}
 	h.SSHFlags = "-F " + filepath.Join(h.Dir, "ssh_config")
 	if h.Agent == "" {
 		h.Agent = filepath.Join(h.Dir, "diskrsync")
@@ -164,7 +165,7 @@ func (h *Host) SSH() string { return "ssh " + h.SSHFlags }
 
 func (h *Host) stop(t testing.TB) {
 	h.AwaitQuiet(t)
-	for _, p := range h.Processes(t) {
+	for _, p := range h.left(t) {
 		_ = syscall.Kill(p.ID, syscall.SIGKILL) // it may have ended meanwhile
 	}
 	h.server.Signal(t, syscall.SIGTERM)

@@ -3,11 +3,74 @@
 package lab
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
+
+// TestMain makes this binary fit to be a carrier, as Main does for others.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == carrierWord {
+		os.Exit(carry(os.Args[2:]))
+	}
+	os.Exit(m.Run())
+}
+
+// TestCarrier sends bytes to an agent that sends them back.
+func TestCarrier(t *testing.T) {
+	const size = 100_000
+	for _, test := range []struct{ cutAfter, passed int64 }{{0, 2 * size}, {1, 1}, {60_000, 60_000}, {2*size + 1, 2 * size}} {
+		carrier := NewCarrier(t)
+		rsh := carrier.Args(t, "", test.cutAfter)[1]
+		r := Start(t, "/bin/sh", "-c", fmt.Sprintf("head -c %d /dev/zero | %s cat", size, rsh)).Wait(t)
+		to, from := carrier.Sent(t)
+		if to+from != test.passed || from != int64(len(r.Stdout)) || to < from {
+			t.Errorf("cut after %d: %d bytes there, %d back, %d came out; want %d in all", test.cutAfter, to, from, len(r.Stdout), test.passed)
+		}
+	}
+}
+
+// TestStartPiped reads the output of a program that has to wait for that.
+func TestStartPiped(t *testing.T) {
+	r, out := StartPiped(t, "/bin/sh", "-c", "head -c 1000000 /dev/zero; echo here >&2")
+	defer out.Close()
+	got := Sum(t, out)
+	if r := r.Wait(t).OK(t); r.Stderr != "here\n" || r.Stdout != "" {
+		t.Errorf("it left %+v", r)
+	}
+	zeros := SparseFile(t, filepath.Join(t.TempDir(), "zeros"), 1_000_000)
+	if want := SumFile(t, zeros); got != want {
+		t.Errorf("the output has the sum %s, want %s", got, want)
+	}
+}
+
+func TestRot(t *testing.T) {
+	path := Write(t, filepath.Join(t.TempDir(), "file"), Noise(1, 10_000), 0o644)
+	before := Must(os.Stat(path))(t)
+	Rot(t, path, 5000)
+	after := Must(os.Stat(path))(t)
+	if !after.ModTime().Equal(before.ModTime()) || after.Size() != before.Size() {
+		t.Errorf("it shows: %v, before %v", after, before)
+	}
+	got, want := Must(os.ReadFile(path))(t), Noise(1, 10_000)
+	if differ := differsAt(got, want); differ != 5000 {
+		t.Errorf("the first difference is at %d, want 5000", differ)
+	}
+}
+
+func TestFill(t *testing.T) {
+	NeedRoot(t)
+	dir := MountUntilEnd(t, Mkfs(t, "ext4", filepath.Join(t.TempDir(), "system"), 16<<20), "loop")
+	Fill(t, filepath.Join(dir, "filler"), 1<<20)
+	if err := os.WriteFile(filepath.Join(dir, "file"), Noise(1, 2<<20), 0o644); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("writing 2 MiB where 1 MiB is free: %v", err)
+	}
+	Write(t, filepath.Join(dir, "file"), Noise(1, 1<<19), 0o644)
+}
 
 // TestHost logs in and looks at the processes of a session, which the tests of
 // other packages rely on to tell what is left of a sync.

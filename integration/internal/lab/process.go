@@ -4,6 +4,7 @@ package lab
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +24,7 @@ type Process struct {
 	Parent  int
 	Program string // the path of its executable
 	Line    string // its command line
+	began   string // when it started: what tells it from one that has its id later
 }
 
 func (p Process) String() string { return fmt.Sprintf("%d (%s)", p.ID, p.Line) }
@@ -38,6 +40,7 @@ func (h *Host) Processes(t testing.TB) []Process {
 			strings.HasPrefix(p.Program, h.Dir) || strings.Contains(p.Line, h.Dir)
 		if ours && p.ID != h.server.Process.Pid {
 			found = append(found, p)
+			h.seen[p.ID] = p
 		}
 	}
 	return found
@@ -55,17 +58,25 @@ func (h *Host) Carriers(t testing.TB) []Process {
 	return slices.DeleteFunc(h.Processes(t), func(p Process) bool { return filepath.Base(p.Program) != "ssh" })
 }
 
-// AwaitQuiet fails the test if something is still there some seconds later.
+// AwaitQuiet fails the test if something is still there some seconds later. What
+// was seen before and is about to end counts, too: it may hold locks.
 func (h *Host) AwaitQuiet(t testing.TB) {
 	t.Helper()
-	left := h.Processes(t)
+	left := h.left(t)
 	for deadline := time.Now().Add(endWithin); len(left) > 0 && time.Now().Before(deadline); {
 		time.Sleep(50 * time.Millisecond)
-		left = h.Processes(t)
+		left = h.left(t)
 	}
 	for _, p := range left {
 		t.Errorf("left behind after %v: process %v", endWithin, p)
 	}
+}
+
+func (h *Host) left(t testing.TB) []Process {
+	t.Helper()
+	h.Processes(t)
+	maps.DeleteFunc(h.seen, func(_ int, p Process) bool { return p.gone() })
+	return slices.Collect(maps.Values(h.seen))
 }
 
 func allProcesses(t testing.TB) []Process {
@@ -92,14 +103,11 @@ func readProcess(id int) (Process, bool) {
 	if err != nil || len(line) == 0 {
 		return Process{}, false
 	}
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	stat, err := readStat(id)
 	if err != nil {
 		return Process{}, false
 	}
-	// The name, in parentheses, may hold anything; behind it stand the state
-	// and the parent.
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	parent, err := strconv.Atoi(fields[1])
+	parent, err := strconv.Atoi(stat[1])
 	if err != nil {
 		return Process{}, false
 	}
@@ -107,7 +115,33 @@ func readProcess(id int) (Process, bool) {
 	if err != nil {
 		program = "" // another user's: known by its line only
 	}
-	return Process{id, parent, program, strings.ReplaceAll(strings.Trim(string(line), "\x00"), "\x00", " ")}, true
+	return Process{id, parent, program, strings.ReplaceAll(strings.Trim(string(line), "\x00"), "\x00", " "), stat[19]}, true
+}
+
+// readStat returns what the kernel tells of a process, from its state on.
+func readStat(id int) ([]string, error) {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(id), "stat"))
+	if err != nil {
+		return nil, err
+	}
+	// Before that stands the name, in parentheses, which may hold anything.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("process %d: what the kernel tells is not understood: %s", id, stat)
+	}
+	return fields, nil
+}
+
+// gone reports whether nothing is left of a process. One that was killed has lost
+// its name and its memory long before its last thread is back from the disk, and
+// only then its files are closed.
+func (p Process) gone() bool {
+	stat, err := readStat(p.ID)
+	if err != nil || stat[19] != p.began {
+		return true
+	}
+	ended := stat[0] == "Z" || stat[0] == "X"
+	return ended && (stat[17] == "1" || stat[17] == "0") // threads
 }
 
 // Sessions returns the processes of the server that carry the host's sessions.

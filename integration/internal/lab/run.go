@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 )
 
 // patience is how long a command may take before it counts as hanging. It is
@@ -42,12 +44,31 @@ type Result struct {
 // behind, and hide that.
 func Start(t testing.TB, program string, args ...string) *Run {
 	t.Helper()
-	r := &Run{dir: t.TempDir(), ended: make(chan struct{})}
+	dir := t.TempDir()
+	return start(t, dir, Must(os.Create(filepath.Join(dir, "stdout")))(t), program, args)
+}
+
+// StartPiped is Start but for standard output, which comes out of the pipe that
+// it returns, and waits for whoever reads it. The caller closes the pipe.
+func StartPiped(t testing.TB, program string, args ...string) (*Run, *os.File) {
+	t.Helper()
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	Write(t, filepath.Join(dir, "stdout"), nil, 0o644)
+	return start(t, dir, in, program, args), out
+}
+
+// start closes stdout, which is the program's from then on.
+func start(t testing.TB, dir string, stdout *os.File, program string, args []string) *Run {
+	t.Helper()
+	defer stdout.Close()
+	r := &Run{dir: dir, ended: make(chan struct{})}
 	r.line = filepath.Base(program) + " " + strings.Join(args, " ")
 	r.cmd = exec.Command(program, args...)
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	stdout := Must(os.Create(filepath.Join(r.dir, "stdout")))(t)
-	defer stdout.Close()
 	stderr := Must(os.Create(filepath.Join(r.dir, "stderr")))(t)
 	defer stderr.Close()
 	r.cmd.Stdout, r.cmd.Stderr = stdout, stderr
@@ -143,6 +164,9 @@ func (r *Run) dump(t testing.TB) {
 	}
 }
 
+// Output returns what the command has written to standard output so far.
+func (r *Run) Output() string { return readAll(filepath.Join(r.dir, "stdout")) }
+
 // Running reports whether the command has not ended yet.
 func (r *Run) Running() bool {
 	select {
@@ -162,6 +186,31 @@ func (r Result) OK(t testing.TB) Result {
 	return r
 }
 
+// Fails checks that the command ended with the status and told why in one line
+// that holds all of the words. Notes may come before it. It returns the line.
+func (r Result) Fails(t testing.TB, code int, words ...string) string {
+	t.Helper()
+	if r.Code != code {
+		t.Errorf("%s: exit status %d, want %d\nstderr: %s", r.Line, r.Code, code, tail(r.Stderr))
+	}
+	said := slices.DeleteFunc(slices.Collect(strings.Lines(r.Stderr)), func(line string) bool {
+		return strings.HasPrefix(line, "diskrsync: note: ")
+	})
+	message := strings.TrimSuffix(strings.Join(said, ""), "\n")
+	if len(said) != 1 {
+		t.Errorf("%s: the message is not one line:\n%s", r.Line, tail(r.Stderr))
+	}
+	for _, word := range words {
+		if !strings.Contains(message, word) {
+			t.Errorf("%s: the message does not hold %q: %s", r.Line, word, message)
+		}
+	}
+	if strings.ContainsFunc(message, unicode.IsControl) {
+		t.Errorf("%s: control character in the message: %q", r.Line, message)
+	}
+	return message
+}
+
 func tail(s string) string { return s[max(0, len(s)-4000):] }
 
 // A Summary is what diskrsync --json says at the end of a sync. Bytes are
@@ -177,6 +226,7 @@ type Summary struct {
 	Changed       int64  `json:"blocks_changed"`
 	Patched       int64  `json:"blocks_patched"`
 	Holes         int64  `json:"blocks_holes"`
+	Kept          int64  `json:"kept"` // bytes that an interrupted run had brought
 	Digest        string `json:"digest"`
 	ImageSize     int64  `json:"image_size"`
 	BlockSize     int64  `json:"block_size"`
