@@ -6,10 +6,40 @@
 // through a [Place], a folder that is held open and a name in it, so that
 // nothing that happens to the path in between leads them elsewhere.
 //
-// A new image is written as a partial file in the folder ".diskrsync" beside it
-// and put into place, complete and durable, by [Target.Commit]. An existing
-// image and a device are changed where they are. FORMAT.md specifies what lies
-// on the disk.
+// # The store
+//
+// Beside the images of a folder lies the folder ".diskrsync", with what is stored
+// about them: the leaves of their trees (the outboard), and what an update needs
+// until it is done. FORMAT.md specifies it, and what each crash leaves.
+//
+// A Target gets what it is given into the image in one of three ways. A new image
+// is written as a partial file and put into place, complete and durable, by
+// [Target.Commit]. An existing one is changed through a journal, which Commit
+// seals and then puts into the image. A device, and whatever is changed in place,
+// is marked as incomplete for as long as that takes.
+//
+//	Put, Punch, Settle ─► recorder ─► journal ─► seal ─► application ─► image, outboard
+//	                                     │
+//	ReadAt, NextData ◄── overlay ◄───────┤
+//	Root, Leaves     ◄── hashes  ◄───────┴────────────── outboard
+//
+// All three keep a journal of the same kind, so one and the same code resumes what
+// was interrupted, and completes what was committed, whoever does it.
+//
+// Some things are not as one might expect them:
+//
+//   - The journal can be sealed more than once. While someone reads the image it is
+//     not changed: the update waits in the journal, which everyone else reads
+//     along with the image, and the next update is appended. No reader keeps a
+//     backup from being made, and no backup changes what a reader sees.
+//   - A block of the partial file that has been made durable is never written
+//     again before the seal: if the source has changed since an interrupted run,
+//     the block goes through the journal. Otherwise what is known of the partial
+//     file could be wrong after a second interruption.
+//   - The outboard needs no checksums of its own. The roots of its regions must
+//     hash to the digest in its first page, and leaves to the root of their region.
+//     So it is loaded by region, a sync without changes reads nothing but the
+//     roots, and all of it lives in one file that grows at its end.
 //
 // On Linux everything is supported. Elsewhere images are plain files: holes are
 // neither found nor made, all of a file is data and zeros are written.

@@ -359,7 +359,10 @@ func TestPunchFreesSpace(t *testing.T) {
 		path, size := tempPath(t), 10*testBlock
 		writeImage(t, path, o, testBlock, noise(1, size))
 		tg := target(t, path, o)
-		update(t, tg, testBlock, make([]byte, size))
+		must(t, tg.Begin(int64(size), testBlock))
+		must(t, tg.Punch(0, 10))
+		must(t, tg.Settle(0, nil))
+		must(t, tg.Commit(digestOf(t, make([]byte, size), testBlock), time.Time{}))
 		need(t, !tg.disk.noPunch.Load(), "the temporary folder is on a file system that cannot punch holes")
 		n, err := source(t, path, Auto).Allocated()
 		must(t, err)

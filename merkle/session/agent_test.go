@@ -161,6 +161,63 @@ func TestAgentRefuses(t *testing.T) {
 	}
 }
 
+// What an interrupted session has left is told of, and dropped on request.
+func TestAgentCleans(t *testing.T) {
+	a, inside, _ := rooted(t)
+	path := filepath.Join(inside, "disk")
+	must(t, os.WriteFile(path, noise(2_000_000), 0o600))
+	leave := func() {
+		t.Helper()
+		o := syncFilesOver(t, sourceFile(t, noise(2_100_000)), path, true, session.Options{}, between(func(_ bool, frame []byte) ([]byte, bool) {
+			if frame[4] == 15 { // Finish
+				return nil, false
+			}
+			return frame, true
+		}))
+		if o.err() == nil {
+			t.Fatal("the session was not cut")
+		}
+	}
+	clean := func(agent session.Agent) (string, error) {
+		c, ended := call(t, agent)
+		opened, err := c.Open(t.Context(), wire.Request{Verb: wire.VerbClean, Path: "disk"})
+		if err = errors.Join(err, ended()); err != nil {
+			return "", err
+		}
+		return opened.Note, nil
+	}
+	leave()
+	readOnly := a
+	readOnly.ReadOnly = true
+	before := listing(t, inside)
+	if _, err := clean(readOnly); !errors.Is(err, image.ErrRefused) || listing(t, inside) != before {
+		t.Errorf("a read-only agent returned %v", err)
+	}
+	c, ended := call(t, a)
+	_, err := c.Open(t.Context(), wire.Request{Verb: wire.VerbInfo, Path: "disk"})
+	must(t, err)
+	info, err := session.AwaitInspection(t.Context(), c, nil, nil)
+	must(t, errors.Join(err, ended()))
+	if info.Kept == 0 || info.Size != 2_000_000 || info.Incomplete || info.Waiting != 0 {
+		t.Errorf("%+v", info)
+	}
+	for _, want := range []string{"dropped", "nothing was left over"} {
+		if note, err := clean(a); err != nil || !strings.Contains(note, want) {
+			t.Errorf("cleaning said %q, %v, want %q", note, err, want)
+		}
+	}
+	if got := readImage(t, path, image.Raw); !bytes.Equal(got, noise(2_000_000)) {
+		t.Error("the image has changed")
+	}
+}
+
+func sourceFile(t testing.TB, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "source")
+	must(t, os.WriteFile(path, content, 0o600))
+	return path
+}
+
 // A read-only agent takes part in a dry run, and stays as it is.
 func TestReadOnlyAgentInADryRun(t *testing.T) {
 	a, inside, _ := rooted(t)
@@ -204,7 +261,7 @@ func TestAgentAgainstStrangers(t *testing.T) {
 		"half a frame":           "\x10\x00\x00\x00\x01abc",
 		"a kind of no message":   "\x00\x00\x00\x00\x63",
 		"too long a frame":       "\xff\xff\xff\xff\x01",
-		"a request of verb zero": "\x07\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00",
+		"a request of verb zero": "\x0a\x00\x00\x00\x01" + strings.Repeat("\x00", 10),
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := opposeCarrier(t, serve)

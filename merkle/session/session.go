@@ -20,6 +20,11 @@
 // source always reads, everything the target wants to say gets out, so no cycle
 // of waiting can close, however small the buffers in between.
 //
+// A side whose image has stored hashes does not read it to find out its roots, and
+// loads the leaves of a region only if its root differs. Where hashes are not
+// stored, or damaged, it reads. Whatever of a source is read to be sent is compared
+// with what is stored of it, so damage does not travel.
+//
 // What a side holds of a region it drops once the region is settled, and no more
 // than [window] regions are unsettled at any time: memory does not grow with the
 // image.
