@@ -104,7 +104,10 @@ func (c *imageCommand) cat(ctx context.Context, arg string) error {
 		return r.explain(err)
 	}
 	defer img.Close()
-	return catImage(ctx, img, out)
+	if err = catImage(ctx, img, out); errors.Is(err, session.ErrStored) {
+		err = fmt.Errorf("image %s: %w", arg, err)
+	}
+	return err
 }
 
 func catImage(ctx context.Context, img image.Image, out *stream) error {

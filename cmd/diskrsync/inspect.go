@@ -164,6 +164,9 @@ func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) 
 		}
 		return &badBlocks{arg, info.Bad, hint}
 	}
+	if info.Incomplete && verb == wire.VerbVerify {
+		return fmt.Errorf("image %s: is incomplete: an update in place was interrupted: sync to it again", arg)
+	}
 	return nil
 }
 

@@ -91,8 +91,9 @@ type remote struct {
 	where   transport.Location
 	carrier *transport.Conn
 	*session.Conn
-	note   string
-	format string
+	note    string
+	format  string
+	guessed bool
 }
 
 // open starts an agent where l is and has it open the image.
@@ -124,7 +125,7 @@ func (a *app) open(ctx context.Context, l transport.Location, req wire.Request) 
 	if err != nil {
 		return nil, r.explain(err)
 	}
-	r.note, r.format = opened.Note, opened.Format
+	r.note, r.format, r.guessed = opened.Note, opened.Format, opened.Guessed
 	return r, nil
 }
 

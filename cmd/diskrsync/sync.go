@@ -97,7 +97,7 @@ func (s *syncRun) openSource() (*localImage, error) {
 	img, err := openLocal(s.source.Path, image.Options{Choice: s.choice, Checksum: s.checksum, Force: s.force, StateDir: s.stateDir})
 	if err == nil {
 		s.note(img.Note())
-		s.announce("source", string(img.Format()))
+		s.announce("source", string(img.Format()), img.Guessed())
 	}
 	return img, err
 }
@@ -105,9 +105,9 @@ func (s *syncRun) openSource() (*localImage, error) {
 // announce tells which format was found, if the user wants to know, and always
 // if a source was taken for spgz by its bytes: a guest may have written what makes
 // its raw disk look like that.
-func (s *syncRun) announce(side, format string) {
+func (s *syncRun) announce(side, format string, guessed bool) {
 	switch {
-	case side == "source" && format == string(image.Spgz) && s.choice == image.Auto:
+	case side == "source" && format == string(image.Spgz) && guessed:
 		s.note("the source looks like an spgz image and is read as one (--source-format raw or spgz decides)")
 	case s.reach.verbose:
 		s.note(fmt.Sprintf("the %s is %s", side, format))
@@ -127,7 +127,7 @@ func (s *syncRun) withTarget(do func(*image.Target) error) error {
 		return err
 	}
 	s.note(img.Note())
-	s.announce("target", string(img.Format()))
+	s.announce("target", string(img.Format()), false)
 	return errors.Join(do(img), img.Close())
 }
 
@@ -140,7 +140,7 @@ func (s *syncRun) openRemote(ctx context.Context, verb wire.Verb) (*remote, erro
 		Checksum: s.checksum, InPlace: s.inPlace, Force: s.force, StateDir: s.stateDir})
 	if err == nil {
 		s.note(r.note)
-		s.announce(side, r.format)
+		s.announce(side, r.format, r.guessed)
 	}
 	return r, err
 }

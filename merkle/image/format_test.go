@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/diskrsync/diskrsync/merkle"
 )
@@ -80,22 +79,20 @@ func TestFormatExampleWrites(t *testing.T) {
 	same(t, "the block", block, exampleContent()[12287:2*12287])
 }
 
-// The image of the examples of an outboard and of a journal.
+// The image of the examples of an outboard and of a journal. The times are of the
+// image before the update, the source, the journal, the commit, and the image
+// after it.
 const (
 	storedContent = "0123456789"
 	storedBlock   = 4
 	storedInode   = 12
-)
 
-// storedTimes are those of the examples: of the image before the update, the
-// source, the journal, the commit, and the image after it.
-var storedTimes = struct{ before, modified, started, synced, after time.Time }{
-	time.Date(2025, 12, 31, 16, 53, 20, 0, time.UTC),
-	time.Date(2026, 1, 2, 2, 4, 0, 0, time.UTC),
-	time.Date(2026, 1, 2, 2, 4, 3, 0, time.UTC),
-	time.Date(2026, 1, 2, 2, 4, 5, 0, time.UTC),
-	time.Date(2026, 1, 2, 2, 4, 6, 0, time.UTC),
-}
+	storedBefore   = 1767200000_000000000
+	storedModified = 1767319440_000000000
+	storedStarted  = 1767319443_000000000
+	storedSynced   = 1767319445_000000000
+	storedAfter    = 1767319446_000000000
+)
 
 // storedTree returns the geometry of the example, and its leaves.
 func storedTree(t *testing.T) (merkle.Geometry, []merkle.Hash) {
@@ -124,8 +121,8 @@ func TestFormatExampleOfAnOutboard(t *testing.T) {
 	digest, err := tr.digest()
 	must(t, err)
 	head := merkle.Outboard{Size: g.Size(), BlockSize: storedBlock, Format: string(Raw), Generation: 2, Digest: digest,
-		Synced: storedTimes.synced.UnixNano(), Modified: storedTimes.modified.UnixNano(),
-		FileSize: g.Size(), FileTime: storedTimes.after.UnixNano(), Inode: storedInode}
+		Synced: storedSynced, Modified: storedModified,
+		FileSize: g.Size(), FileTime: storedAfter, Inode: storedInode}
 	must(t, tr.finish(head))
 	want := exampleFile(t, "### Example of an outboard", 8288)
 	same(t, "the example, written", fileOf(t, f), want)
@@ -148,7 +145,7 @@ func TestFormatExampleOfAJournal(t *testing.T) {
 	digest := g.Digest(merkle.RegionRoot(leaves))
 	fs := newCrashFS()
 	head := journalHeader{Way: wayRedo, BlockSize: storedBlock, Format: Raw, ID: 0x1122334455667788, Content: g.Size(),
-		Base: fileState{g.Size(), storedTimes.before.UnixNano(), storedInode}, Started: storedTimes.started.UnixNano()}
+		Base: fileState{g.Size(), storedBefore, storedInode}, Started: storedStarted}
 	must(t, fs.Mkdir(storeFolder, 0o700))
 	s := newStore(newPlace(fs, "disk", "disk"))
 	j, err := s.createJournal(head)
@@ -156,7 +153,7 @@ func TestFormatExampleOfAJournal(t *testing.T) {
 	r := newRecorder(j, g.Size(), nil)
 	must(t, r.add(entry{kind: entryPlain, index: 1, hash: leaves[1]}, []byte(storedContent[4:8])))
 	must(t, r.add(entry{kind: entryRegion, hash: merkle.RegionRoot(leaves)}, merkle.EncodeLeaves(leaves)))
-	end := seal{Digest: digest, Generation: 2, Synced: storedTimes.synced.UnixNano(), Modified: storedTimes.modified.UnixNano()}
+	end := seal{Digest: digest, Generation: 2, Synced: storedSynced, Modified: storedModified}
 	must(t, r.flush(&end, nil))
 	must(t, j.mark())
 	want := exampleFile(t, "### Example of a journal", 8932)

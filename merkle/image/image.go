@@ -163,6 +163,10 @@ type Image interface {
 
 	Format() Format
 
+	// Guessed reports whether the format was told from the bytes of the file,
+	// which a guest may have written, rather than by the user or the store.
+	Guessed() bool
+
 	// BlockSize returns the number of bytes of content in a slot of an spgz
 	// image, else the block size in which hashes are stored, else 0.
 	BlockSize() int

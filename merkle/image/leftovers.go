@@ -112,6 +112,9 @@ func Clean(p *Place, stateDir string) (done string, err error) {
 		}
 	}
 	if t.dropped == 0 {
+		if info, err := t.stat(); err != nil || info == nil {
+			return "", errors.Join(err, t.store.missing())
+		}
 		return "nothing was left over", nil
 	}
 	return fmt.Sprintf("dropped what an interrupted run had left: about %s of content", units.BytesSize(float64(t.dropped))), nil

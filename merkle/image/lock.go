@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -83,9 +84,11 @@ func (l *lock) take(path string) error {
 	if there, err := l.root.Lstat(l.name); err != nil || !l.root.Same(mine, there) {
 		return errLockMoved
 	}
-	if err := l.sign(); err != nil {
+	// A lock that is not signed excludes others as well. On a full disk it is what
+	// lets an update be completed, and clean make room.
+	if err := l.sign(); err != nil && !errors.Is(err, syscall.ENOSPC) {
 		_ = l.root.Remove(l.name) // a file without a lock means nothing
-		return fmt.Errorf("image %s: writing %s: %w", path, l.name, spaceError(err))
+		return fmt.Errorf("image %s: writing %s: %w", path, l.name, cause(err))
 	}
 	return nil
 }

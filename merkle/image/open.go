@@ -74,17 +74,18 @@ func Open(p *Place, o Options) (Image, error) {
 // reader implements Image.
 type reader struct {
 	*overlay
-	store  *store
-	opts   Options
-	disk   *disk
-	format Format
-	note   string
-	bs     int // of slots, else of stored hashes, else 0
-	tree   *tree
-	j      *journal
-	upto   []batch         // what of j counts
-	head   merkle.Outboard // what is stored about the image, zero if nothing is
-	state  State
+	store   *store
+	opts    Options
+	disk    *disk
+	format  Format
+	guessed bool
+	note    string
+	bs      int // of slots, else of stored hashes, else 0
+	tree    *tree
+	j       *journal
+	upto    []batch         // what of j counts
+	head    merkle.Outboard // what is stored about the image, zero if nothing is
+	state   State
 }
 
 func openReader(p *Place, s *store, o Options) (*reader, error) {
@@ -301,7 +302,9 @@ func (r *reader) formatOf() (Format, string, error) {
 	case r.tree != nil:
 		return Format(r.tree.head.Format), "", nil
 	}
-	return detect(r.disk, cmp.Or(r.opts.Choice, Auto))
+	c := cmp.Or(r.opts.Choice, Auto)
+	r.guessed = c == Auto
+	return detect(r.disk, c)
 }
 
 // current reports whether the journal is still the one that we have, with no
@@ -318,6 +321,7 @@ func (r *reader) current() bool {
 func (r *reader) Size() int64               { return r.overlay.size }
 func (r *reader) BlockSize() int            { return r.bs }
 func (r *reader) Format() Format            { return r.format }
+func (r *reader) Guessed() bool             { return r.guessed }
 func (r *reader) Identity() Identity        { return r.disk.identity() }
 func (r *reader) Note() string              { return r.note }
 func (r *reader) State() State              { return r.state }

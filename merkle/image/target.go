@@ -415,7 +415,7 @@ func (t *Target) fullError(err error) error {
 		have, _ = t.disk.allocated() // only for the words
 	}
 	free, _ := t.place.root.Free()
-	return fmt.Errorf("%w (%s %s so far, and %s are free: what has arrived is kept for the next run)",
+	return fmt.Errorf("%w (%s %s so far, and %s are free: what has arrived is kept for the next run, and diskrsync clean drops it)",
 		err, what, units.BytesSize(float64(have)), units.BytesSize(float64(free)))
 }
 

@@ -222,7 +222,7 @@ func (t *Target) checkSpace() error {
 		}
 	}
 	if need > free {
-		return fmt.Errorf("image %s: no space left on its file system: putting the update into it takes %s, and there are %s: what has arrived is kept for the next run",
+		return fmt.Errorf("image %s: no space left on its file system: putting the update into it takes %s, and there are %s: what has arrived is kept for the next run (diskrsync clean drops it)",
 			t.place.path, units.BytesSize(float64(need)), units.BytesSize(float64(free)))
 	}
 	return nil
@@ -230,7 +230,7 @@ func (t *Target) checkSpace() error {
 
 // grows returns about how much more space the image takes with an entry.
 func (t *Target) grows(e *entry) (int64, error) {
-	if e.kind == entryZeros || e.kind == entryRegion || e.kind == entryHeld {
+	if e.kind == entryZeros || e.kind == entryRegion || e.kind == entryHeld || e.index >= t.g.Blocks() {
 		return 0, nil
 	}
 	var off int64

@@ -84,7 +84,7 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		return c.fail(err)
 	}
 	defer img.Close()
-	if err := c.write(&wire.Opened{Note: img.Note(), Format: string(img.Format())}); err != nil {
+	if err := c.write(&wire.Opened{Note: img.Note(), Format: string(img.Format()), Guessed: img.Guessed()}); err != nil {
 		return err
 	}
 	if req.Verb == wire.VerbSource {

@@ -109,7 +109,7 @@ func (i *inspector) compare(r merkle.Region) error {
 		if merkle.At(r.Leaves, at) == merkle.Unknown {
 			continue // it is told already
 		}
-		err := errStored
+		err := ErrStored
 		if merkle.At(stored, at) == merkle.Unknown {
 			err = errors.New("was found to be bad before")
 		}

@@ -56,7 +56,11 @@ func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error)
 	if err := c.interruptible(ctx, func() error { return s.greet(c) }); err != nil {
 		return s.result(c), err
 	}
-	s.tree = tree{s.g, img, img.Hashes(s.g.BlockSize())}
+	var err error
+	if s.img, err = checked(img, s.g.BlockSize()); err != nil {
+		return s.result(c), errors.Join(err, c.Close())
+	}
+	s.tree = tree{s.g, s.img, img.Hashes(s.g.BlockSize())}
 	coder, err := newCoder(s.g, img, s.accept, opt.Plain)
 	if err != nil {
 		return s.result(c), errors.Join(err, c.Close())
@@ -222,7 +226,13 @@ func (s *source) scan(ctx context.Context) error {
 	}
 	stream := merkle.BuildOptions{ScanOptions: merkle.ScanOptions{First: held * merkle.RegionBlocks, Each: s.encodeRun}}
 	stream.Run = func(run *merkle.Run) error { return s.stream(ctx, run) }
-	err := merkle.Build(ctx, s.g, s.img, stream, func(r merkle.Region) error { return emit(known{r, r.Root(), false}) })
+	err := merkle.Build(ctx, s.g, s.img, stream, func(r merkle.Region) error {
+		root := r.Root()
+		if stored, ok := s.tree.root(r.Index); ok && stored != root { // its leaves are lost
+			return fmt.Errorf("what lies from offset %d on %w", s.g.Span(r.Index*merkle.RegionBlocks, 1).Offset, ErrStored)
+		}
+		return emit(known{r, root, false})
+	})
 	if err != nil {
 		return fmt.Errorf("reading the source: %w", err)
 	}

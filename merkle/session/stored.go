@@ -17,8 +17,8 @@ type known struct {
 	stored        bool        // it was not read
 }
 
-// errStored says that what is stored of an image is not what the image has.
-var errStored = errors.New("is not what was stored of it when it was synced")
+// ErrStored says that what is stored of an image is not what the image has.
+var ErrStored = errors.New("is not what was stored of it when it was synced")
 
 // A tree is an image whose hashes may be stored.
 type tree struct {
@@ -106,7 +106,7 @@ func (t *tree) judge(run *merkle.Run) error {
 			leaf, want := merkle.At(run.Leaves, int(first-run.First)), merkle.At(stored, int(first%merkle.RegionBlocks))
 			if leaf != want {
 				return fmt.Errorf("block %d at offset %d %w: it is damaged, or was changed by something that left the file's time as it was (diskrsync verify finds all such blocks)",
-					first, t.g.Block(first).Offset, errStored)
+					first, t.g.Block(first).Offset, ErrStored)
 			}
 		}
 	}

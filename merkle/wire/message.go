@@ -135,14 +135,16 @@ func (m *Request) fields(c *codec) {
 
 // Opened is the agent's answer: the image is open.
 type Opened struct {
-	Note   string // for the operator, may be empty
-	Format string // of the image
+	Note    string // for the operator, may be empty
+	Format  string // of the image
+	Guessed bool   // the format was told from the image's bytes
 }
 
 func (*Opened) kind() kind { return kindOpened }
 func (m *Opened) fields(c *codec) {
 	c.text(&m.Note)
 	c.string(&m.Format, 16)
+	c.bool(&m.Guessed)
 }
 
 // Hello is the source's first message of a session.

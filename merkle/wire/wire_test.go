@@ -41,7 +41,7 @@ func samples() []sample {
 		{"request to write in place", &Request{Verb: VerbTarget, Path: "/dev/vg0/a", InPlace: true, StateDir: "/var/lib/x"}},
 		{"request to read what is damaged", &Request{Verb: VerbSource, Path: "a", Force: true}},
 		{"request to clean", &Request{Verb: VerbClean, Path: "a"}},
-		{"opened", &Opened{Note: "read as raw", Format: "disk"}},
+		{"opened", &Opened{Note: "read as raw", Format: "disk", Guessed: true}},
 		{"opened, nothing to say", &Opened{}},
 		{"hello", &Hello{Size: merkle.MaxSize, BlockSize: merkle.MaxBlockSize, DryRun: true, Identity: [16]byte{0: 1, 15: 2}, Modified: 1e18}},
 		{"hello, empty image", &Hello{}},
