@@ -96,7 +96,7 @@ func markBad(t *tree, blocks []int64) error {
 // it if it was committed, and says what was done. That an image is incomplete
 // stays known: only a sync ends that.
 func Clean(p *Place, stateDir string) (done string, err error) {
-	t := &Target{place: p, store: newStore(p), opts: TargetOptions{StateDir: stateDir}, settled: map[int64]bool{}}
+	t := &Target{place: p, store: newStore(p), opts: TargetOptions{StateDir: stateDir}}
 	defer func() { err = errors.Join(err, t.Close()) }()
 	if err := t.open(); err != nil {
 		return "", err
@@ -111,7 +111,7 @@ func Clean(p *Place, stateDir string) (done string, err error) {
 			return "", err
 		}
 	}
-	if t.dropped == 0 {
+	if !t.left {
 		if info, err := t.stat(); err != nil || info == nil {
 			return "", errors.Join(err, t.store.missing())
 		}

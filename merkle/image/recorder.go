@@ -243,6 +243,15 @@ func (r *recorder) find(block int64) (entry, error) {
 	return r.j.find(batches, false, block)
 }
 
+// findRegion returns the last entry about a region in a batch that has ended; its
+// kind is 0 if there is none.
+func (r *recorder) findRegion(region int64) (entry, error) {
+	r.mu.Lock()
+	batches := r.j.batches
+	r.mu.Unlock()
+	return r.j.find(batches, true, region)
+}
+
 // next returns the first block from one on that there is an entry with data
 // about, or false.
 func (r *recorder) next(block int64) (int64, bool, error) {

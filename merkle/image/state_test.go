@@ -216,7 +216,8 @@ func TestRecordBadWhileSomeoneWrites(t *testing.T) {
 func TestClean(t *testing.T) {
 	for _, kind := range fileKinds {
 		bs, path := kind.blockSize, tempPath(t)
-		clean(t, path, "nothing was left over")
+		_, err := Clean(place(t, path), "")
+		wantError(t, err, os.ErrNotExist, "no such file")
 		cutOff(t, path, kind.opts, bs, noise(1, 10*bs), 4)
 		clean(t, path, "dropped what an interrupted run had left: about")
 		if names := inFolder(t, path); len(names) > 0 {

@@ -53,7 +53,8 @@ type Target struct {
 	note    string
 	held    int64
 	kept    int64
-	dropped int64 // like kept, of what could not be gone on with
+	left    bool  // an earlier run had left something that was dropped
+	dropped int64 // like kept, of that
 
 	lock *lock
 	disk *disk   // the image or the partial file, nil as long as there is none
@@ -78,8 +79,6 @@ type Target struct {
 	j      *journal  // what lay there, or was made since; may be nil
 	rec    *recorder // nil until something is recorded
 	failed error     // what ended all writing
-
-	settled map[int64]bool // regions that this run has settled
 }
 
 // A stage is how far a Target has come.
@@ -117,7 +116,7 @@ type Block struct {
 // device is mounted, and with ErrRefused if the image is spgz but o asks for a
 // raw one. The caller closes the target, and only then p.
 func OpenTarget(p *Place, o TargetOptions) (*Target, error) {
-	t := &Target{place: p, store: newStore(p), opts: o, settled: map[int64]bool{}}
+	t := &Target{place: p, store: newStore(p), opts: o}
 	if err := t.open(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}

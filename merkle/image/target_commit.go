@@ -38,8 +38,11 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 			return err
 		}
 	}
-	if err := t.takeUp(); err != nil || t.rec == nil {
-		return err // or nothing has changed
+	if t.rec == nil { // nothing has changed
+		if t.j != nil && len(t.j.batches) == 0 {
+			return t.forget()
+		}
+		return nil
 	}
 	if t.way == wayNew {
 		// Once it is sealed it has to get into place.
@@ -69,65 +72,6 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 		return fmt.Errorf("image %s: %d blocks were damaged in its journal: sync again, which fetches them", t.place.path, lost)
 	}
 	return err
-}
-
-// takeUp sees to it that what an earlier run has left is committed too, even if
-// this one has nothing to add.
-func (t *Target) takeUp() error {
-	if t.j == nil || t.way == wayInPlace {
-		return nil
-	}
-	if t.rec == nil {
-		switch n := len(t.j.batches); {
-		case n == 0:
-			return t.forget()
-		case t.j.sealedBatches() == n:
-			return nil // all of it is committed, and only waits
-		}
-		if err := t.startRecording(); err != nil {
-			return err
-		}
-	}
-	if t.hashes == nil {
-		return nil // all regions were read, and settled
-	}
-	left := t.rec.old[min(len(t.rec.old), t.j.sealedBatches()):]
-	for i := range left {
-		if err := t.j.each(&left[i], t.settleLeft); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// settleLeft settles the regions of an entry of an earlier run, which may have
-// been cut off before it could do so.
-func (t *Target) settleLeft(e entry) error {
-	if e.kind == entryRegion {
-		return nil
-	}
-	for region := e.index / merkle.RegionBlocks; region*merkle.RegionBlocks < min(e.end(), t.g.Blocks()); region++ {
-		if t.settled[region] {
-			continue
-		}
-		since, err := t.j.find(t.rec.old, true, region)
-		if err != nil {
-			return err
-		}
-		newer, err := t.hashes.newer(region, &since, nil)
-		if err != nil {
-			return err
-		}
-		leaves, known := t.hashes.Leaves(region)
-		if !newer || !known {
-			t.settled[region] = true
-			continue
-		}
-		if err := t.settle(region, leaves); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // pinEnd makes sure that the journal has the last block of an image whose size

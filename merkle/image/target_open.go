@@ -55,7 +55,7 @@ func (t *Target) forget() error {
 		t.dropped += int64(t.j.batches[i].blocks) * int64(t.j.head.BlockSize)
 	}
 	err := t.j.close()
-	t.j, t.kept = nil, 0
+	t.j, t.kept, t.left = nil, 0, true
 	if t.opts.DryRun || err != nil {
 		return err
 	}

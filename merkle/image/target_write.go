@@ -214,15 +214,12 @@ func (t *Target) settle(region int64, leaves []merkle.Hash) error {
 	if t.store.noTree {
 		return nil
 	}
-	t.mu.Lock()
-	t.settled[region] = true
-	t.mu.Unlock()
 	if t.anew && merkle.AllZero(leaves) {
 		// What is not recorded counts as zeros, unless it once was recorded.
-		if t.rec == nil || len(t.rec.old) == 0 {
+		if t.rec == nil {
 			return nil
 		}
-		known, err := t.j.find(t.rec.old, true, region)
+		known, err := t.rec.findRegion(region)
 		if err != nil || known.kind == 0 {
 			return err
 		}
