@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -24,7 +25,7 @@ type inspection struct {
 	BlockSize  int          `json:"block_size"`
 	Digest     *merkle.Hash `json:"digest"` // null if there are bad blocks
 	Bad        int64        `json:"bad_blocks"`
-	State      string       `json:"state"`      // complete, incomplete, damaged
+	State      string       `json:"state"`      // complete, incomplete, damaged, changed (since it was synced), unknown
 	Stored     bool         `json:"stored"`     // hashes are stored, and those of the image as it is
 	Generation int64        `json:"generation"` // how often it was synced, if stored
 	Synced     *time.Time   `json:"synced"`     // when it was last, if stored
@@ -101,26 +102,48 @@ func (c *imageCommand) clean(ctx context.Context, arg string) error {
 	return err
 }
 
-// badBlocks is the error of an image that has some.
-type badBlocks struct {
-	image string
-	n     int64
-	hint  string
+// unsound is the error of an image that is not what it should be.
+type unsound struct {
+	text     string
+	recorded bool // so that the next sync mends it without being told to read all
 }
 
-func (e *badBlocks) Error() string {
-	return fmt.Sprintf("image %s: %d bad blocks%s", e.image, e.n, e.hint)
+func (e *unsound) Error() string { return e.text }
+
+// judge returns an error if an image is not what it should be, as far as the verb
+// finds out.
+func judge(arg string, info *wire.Info, verb wire.Verb) error {
+	synced := time.Unix(0, info.Synced).Format("2006-01-02 15:04:05")
+	switch {
+	case info.Bad > 0 && verb == wire.VerbInfo:
+		return &unsound{fmt.Sprintf("image %s: %s (diskrsync verify names them)", arg, badCount(info.Bad)), true}
+	case info.Bad > 0:
+		return &unsound{fmt.Sprintf("image %s: %s", arg, badCount(info.Bad)), info.Note == ""}
+	case info.Incomplete && verb == wire.VerbVerify:
+		return &unsound{fmt.Sprintf("image %s: is incomplete: an update in place was interrupted: sync to it again", arg), true}
+	case info.Changed && verb == wire.VerbVerify:
+		return &unsound{fmt.Sprintf("image %s: was changed by something else since it was synced at %s: all of it can be read, and what it should be is not known: sync to it again", arg, synced), true}
+	}
+	return nil
+}
+
+func badCount(n int64) string {
+	if n == 1 {
+		return "1 bad block"
+	}
+	return fmt.Sprintf("%d bad blocks", n)
 }
 
 // verify inspects an image and, if that is wanted, syncs it from where what is
 // bad can be had.
 func (c *imageCommand) verify(ctx context.Context, arg string) error {
 	err := c.inspect(ctx, arg, wire.VerbVerify)
-	if _, bad := err.(*badBlocks); !bad || c.repairFrom == "" {
+	bad := (*unsound)(nil)
+	if !errors.As(err, &bad) || c.repairFrom == "" {
 		return err
 	}
-	c.note(err.Error() + ": repairing them from " + c.repairFrom)
-	s := &syncRun{app: c.app, format: string(image.Auto), stateDir: c.stateDir}
+	c.note(err.Error() + ": repairing it from " + c.repairFrom)
+	s := &syncRun{app: c.app, format: string(image.Auto), stateDir: c.stateDir, checksum: !bad.recorded}
 	if err := s.parse([]string{c.repairFrom, arg}); err != nil {
 		return err
 	}
@@ -157,17 +180,7 @@ func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) 
 	if err := c.printInfo(arg, info); err != nil {
 		return err
 	}
-	if info.Bad > 0 {
-		hint := ""
-		if verb == wire.VerbInfo {
-			hint = " (diskrsync verify names them)"
-		}
-		return &badBlocks{arg, info.Bad, hint}
-	}
-	if info.Incomplete && verb == wire.VerbVerify {
-		return fmt.Errorf("image %s: is incomplete: an update in place was interrupted: sync to it again", arg)
-	}
-	return nil
+	return judge(arg, info, verb)
 }
 
 func (c *imageCommand) printBad(arg string, b wire.Bad) error {
@@ -185,8 +198,12 @@ func stateOf(info *wire.Info) string {
 		return "incomplete"
 	case info.Bad > 0:
 		return "damaged"
+	case info.Changed:
+		return "changed"
+	case info.Stored:
+		return "complete"
 	}
-	return "complete"
+	return "unknown"
 }
 
 func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
@@ -195,7 +212,7 @@ func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
 	if info.Bad == 0 {
 		m.Digest = &info.Digest
 	}
-	if info.Stored {
+	if info.Stored || info.Changed {
 		synced := time.Unix(0, info.Synced)
 		m.Synced = &synced
 	}
@@ -221,10 +238,14 @@ func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
 // describeState says in words what the store knows of an image.
 func describeState(m inspection) string {
 	text := m.State
-	if m.State == "incomplete" {
+	switch {
+	case m.State == "incomplete":
 		text += ": an update in place was interrupted, sync again"
-	}
-	if m.Synced != nil {
+	case m.State == "changed":
+		text += fmt.Sprintf(": by something else, since it was synced at %s", m.Synced.Format("2006-01-02 15:04:05"))
+	case m.State == "unknown":
+		text += ": nothing is stored about it"
+	case m.Synced != nil:
 		text += fmt.Sprintf(", as synced at %s (generation %d)", m.Synced.Format("2006-01-02 15:04:05"), m.Generation)
 	}
 	if m.Kept > 0 {

@@ -17,6 +17,8 @@ type application struct {
 	store *store
 	j     *journal
 	bad   map[int64][]int64 // blocks that the journal has lost, by region
+	done  bool              // the image has it all
+	alien bool              // someone else may have changed the image since
 	dirty bool              // the image's file was written
 	buf   []byte            // for payloads
 }
@@ -56,7 +58,26 @@ func (s *store) complete(j *journal, d *disk) (lost int, err error) {
 			return lost, err
 		}
 	}
+	if lost > 0 && a.alien {
+		// There is no outboard that could say which blocks are bad.
+		return lost, s.markIncomplete(j, d)
+	}
 	return lost, s.dropJournal()
+}
+
+// markIncomplete replaces a journal by one that says that the image is a mixture.
+func (s *store) markIncomplete(j *journal, d *disk) error {
+	h := j.head
+	h.Way = wayInPlace
+	var err error
+	if h.Base, err = s.base(d); err != nil {
+		return err
+	}
+	mark, err := s.createJournal(h)
+	if err != nil {
+		return err
+	}
+	return mark.close()
 }
 
 // completeFile is complete for an image that is not open.
@@ -100,24 +121,33 @@ func (a *application) run(d *disk) error {
 	if err := a.begin(d); err != nil {
 		return err
 	}
-	if a.j.head.Way == wayInPlace {
-		a.dirty = true // as soon as it was begun
-	} else if err := a.writeBlocks(d); err != nil {
+	if err := a.putBlocks(d); err != nil {
 		return err
 	}
 	if a.dirty {
-		if err := d.sync(); err != nil {
+		if err := d.stamp(); err != nil {
 			return err
 		}
-		// Of now, and as exactly as can be: a later change then has another
-		// time, even one within the same tick of the kernel's clock. It is not
-		// ours to set on a file of someone else, and not needed there either.
-		_ = d.f.SetModified(time.Now())
-		if err := d.sync(); err != nil {
+		state, err := a.store.bound(d)
+		if err == nil {
+			err = a.j.setApplied(state)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return a.writeTree(d)
+}
+
+// stamp makes the file durable, with the time of now. It is as exact as can be: a
+// later change then has another time, even one within the same tick of the
+// kernel's clock.
+func (d *disk) stamp() error {
+	if err := d.sync(); err != nil || d.device {
+		return err
+	}
+	_ = d.f.SetModified(time.Now()) // not ours to set on a file of someone else
+	return d.sync()
 }
 
 // begin makes sure that the image is the one that the journal is about, that no
@@ -128,10 +158,23 @@ func (a *application) begin(d *disk) error {
 		return err
 	}
 	then := a.j.head.Base
-	switch {
-	case now.Inode != then.Inode:
+	if now.Inode != then.Inode {
 		return errVoid
-	case a.j.head.Way != wayRedo || a.j.marked:
+	}
+	if applied := a.j.applied(); applied != nil {
+		a.done = true
+		if !a.store.noTree {
+			bound, err := a.store.bound(d)
+			a.alien = err != nil || bound != *applied // then nothing is believed
+		}
+		return nil
+	}
+	switch {
+	case a.j.head.Way != wayRedo:
+		return nil
+	case a.j.marked:
+		// What we have left, half way, someone may have changed: nobody can tell.
+		a.alien = true
 		return nil
 	case now != then:
 		return errVoid
@@ -158,6 +201,32 @@ func (a *application) begin(d *disk) error {
 func (a *application) changesImage() bool {
 	sealed := a.j.batches[:a.j.sealedBatches()]
 	return slices.ContainsFunc(sealed, func(b batch) bool { return b.blocks > 0 || b.size != a.j.head.Content })
+}
+
+// putBlocks brings the image to what is sealed, unless it is there already. What
+// the journal has lost is found out again.
+func (a *application) putBlocks(d *disk) error {
+	if !a.done {
+		return a.writeBlocks(d)
+	}
+	sealed := a.j.batches[:a.j.sealedBatches()]
+	for i := range sealed {
+		err := a.j.each(&sealed[i], func(e entry) error {
+			if e.kind == entryHeld || e.kind == entryZeros || e.kind == entryRegion {
+				return nil
+			}
+			_, err := a.payload(&e)
+			if errors.Is(err, errJournal) {
+				a.lose(e.index)
+				return nil
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeBlocks brings the image to each of the seals, one after the other.
@@ -200,8 +269,7 @@ func (a *application) writeBlock(body content, e *entry) error {
 	}
 	payload, err := a.payload(e)
 	if errors.Is(err, errJournal) {
-		region := e.index / merkle.RegionBlocks
-		a.bad[region] = append(a.bad[region], e.index)
+		a.lose(e.index)
 		return nil
 	}
 	if err != nil {
@@ -230,6 +298,14 @@ func (a *application) writeBlock(body content, e *entry) error {
 	return err
 }
 
+// lose records that a block is bad.
+func (a *application) lose(block int64) {
+	region := block / merkle.RegionBlocks
+	if !slices.Contains(a.bad[region], block) {
+		a.bad[region] = append(a.bad[region], block)
+	}
+}
+
 // fit returns p cut to a length, or extended with zeros.
 func fit(p []byte, length int64) []byte {
 	if int64(len(p)) >= length {
@@ -240,8 +316,11 @@ func fit(p []byte, length int64) []byte {
 
 // writeTree brings the outboard up to the last seal.
 func (a *application) writeTree(d *disk) error {
-	if a.store.device && a.store.noTree {
+	if a.store.noTree {
 		return nil
+	}
+	if a.alien {
+		return a.store.dropTree()
 	}
 	sealed := a.j.batches[:a.j.sealedBatches()]
 	t, err := a.store.changeTree(slices.ContainsFunc(sealed, batch.whole))
@@ -255,7 +334,7 @@ func (a *application) writeTree(d *disk) error {
 	if errors.Is(err, merkle.ErrOutboard) && len(a.bad) == 0 {
 		// It was not what it should have been before. It is made anew the next
 		// time that the image is read.
-		return a.store.drop(kindTree)
+		return a.store.dropTree()
 	}
 	return err
 }
@@ -303,12 +382,18 @@ func (a *application) fillRegion(t *tree, e *entry) error {
 	if e.kind != entryRegion || e.index >= t.g.Regions() {
 		return nil
 	}
+	n := t.g.RegionLen(e.index)
 	flat, err := a.payload(e)
-	if err != nil {
-		return errors.Join(merkle.ErrOutboard, err)
+	if errors.Is(err, errJournal) {
+		// Nothing of the region is known any more, and all of it is fetched again.
+		for i := range n {
+			a.lose(e.index*merkle.RegionBlocks + int64(i))
+		}
+	} else if err != nil {
+		return err
 	}
 	leaves := merkle.DecodeLeaves(flat)
-	if n := t.g.RegionLen(e.index); len(leaves) != n {
+	if len(leaves) != n {
 		leaves = append(leaves[:min(n, len(leaves))], make([]merkle.Hash, max(0, n-len(leaves)))...)
 	}
 	for _, block := range a.bad[e.index] {

@@ -141,33 +141,25 @@ func (h *hashes) newer(region int64, since *entry, each func(block int64, leaf m
 	first := region * merkle.RegionBlocks
 	end := first + int64(h.g.RegionLen(region))
 	found := false
-	for n := range h.batches {
-		b := &h.batches[n]
-		if b.first >= end || b.last <= first {
-			continue
+	for _, n := range h.j.index.about(false, region) {
+		if int(n) >= len(h.batches) {
+			break
 		}
-		i, err := h.j.search(b, false, first)
-		if err != nil {
-			return false, err
-		}
-		for ; i < b.blocks; i++ {
-			e, err := h.j.at(b, i)
-			if err != nil {
-				return false, err
-			}
-			if e.index >= end {
-				break
-			}
+		err := h.j.between(&h.batches[n], first, end, func(e *entry) bool {
 			if since.kind != 0 && e.offset <= since.offset {
-				continue
+				return true
 			}
 			found = true
 			if each == nil {
-				return true, nil
+				return false
 			}
 			for block := max(first, e.index); block < min(end, e.end()); block++ {
 				each(block, e.hash)
 			}
+			return true
+		})
+		if err != nil || found && each == nil {
+			return found, err
 		}
 	}
 	return found, nil

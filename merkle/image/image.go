@@ -220,7 +220,8 @@ type State struct {
 	Stored     bool        // hashes are stored, and are those of the image as it is
 	Digest     merkle.Hash // of the content, if Stored and nothing is bad
 	Generation int64       // how often the image was committed, if Stored
-	Synced     time.Time   // when that was last, if Stored
+	Synced     time.Time   // when that was last, if Stored or Changed
+	Changed    bool        // by something else, since it was synced
 
 	Bad        int64 // blocks that are known to be wrong
 	Incomplete bool  // an update in place was interrupted: the content is a mixture

@@ -113,6 +113,11 @@ type seal struct {
 	Synced     int64
 	Modified   int64
 	Whole      bool // the region entries are those of all regions that are not zero
+
+	// Applied says that the image has it all, and Image how its file was then:
+	// if it is not like that any more, someone else has changed it since.
+	Applied bool
+	Image   fileState
 }
 
 // A batch is a number of entries that became durable together.
@@ -146,6 +151,7 @@ type journal struct {
 	path    string
 	head    journalHeader
 	batches []batch
+	index   batchIndex
 	marked  bool // it may have been begun to put the journal into the image
 }
 
@@ -197,6 +203,7 @@ func decodeJournalHeader(p []byte) (h journalHeader, err error) {
 const (
 	flagSealed = 1 << iota
 	flagWhole
+	flagApplied
 )
 
 func (b *batch) encode(id uint64, crc uint32) []byte {
@@ -208,6 +215,9 @@ func (b *batch) encode(id uint64, crc uint32) []byte {
 		if s.Whole {
 			flags |= flagWhole
 		}
+		if s.Applied {
+			flags |= flagApplied
+		}
 	}
 	p := append(make([]byte, 0, batchHeader), batchMagic...)
 	for _, n := range []uint32{flags, crc, uint32(b.blocks), uint32(b.regions)} {
@@ -217,7 +227,11 @@ func (b *batch) encode(id uint64, crc uint32) []byte {
 		uint64(s.Generation), uint64(s.Synced), uint64(s.Modified)} {
 		p = binary.LittleEndian.AppendUint64(p, n)
 	}
-	return sealPage(append(p, s.Digest[:]...), batchHeader)
+	p = append(p, s.Digest[:]...)
+	for _, n := range []uint64{uint64(s.Image.Size), uint64(s.Image.Time), s.Image.Inode} {
+		p = binary.LittleEndian.AppendUint64(p, n)
+	}
+	return sealPage(p, batchHeader)
 }
 
 // decodeBatch returns the batch whose header p is at an offset of the file, and
@@ -234,7 +248,8 @@ func decodeBatch(p []byte, at int64, id uint64) (*batch, uint32) {
 		return nil, 0
 	}
 	if u32(0)&flagSealed != 0 {
-		b.seal = &seal{Generation: i64(6), Synced: i64(7), Modified: i64(8), Whole: u32(0)&flagWhole != 0, Digest: merkle.Hash(p[96:128])}
+		b.seal = &seal{Generation: i64(6), Synced: i64(7), Modified: i64(8), Whole: u32(0)&flagWhole != 0, Digest: merkle.Hash(p[96:128]),
+			Applied: u32(0)&flagApplied != 0, Image: fileState{i64(13), i64(14), uint64(i64(15))}}
 	}
 	return b, u32(1)
 }

@@ -93,6 +93,7 @@ func (j *journal) loadBatches(size int64) error {
 		if err != nil || crc32.Checksum(table, castagnoli) != crc || !sound(table, b, g) {
 			return nil
 		}
+		j.index.addBatch(len(j.batches), b, table)
 		j.batches = append(j.batches, *b)
 		at = b.end()
 	}
@@ -141,6 +142,34 @@ func (j *journal) lastSeal() *seal {
 	return nil
 }
 
+// applied returns how the image's file was when all that is sealed was in it, or
+// nil.
+func (j *journal) applied() *fileState {
+	if s := j.lastSeal(); s != nil && s.Applied {
+		return &s.Image
+	}
+	return nil
+}
+
+// setApplied says, durably, that the image has all that is sealed. What is not
+// sealed goes.
+func (j *journal) setApplied(image fileState) error {
+	sealed := j.batches[:j.sealedBatches()]
+	last := &sealed[len(sealed)-1]
+	s := *last.seal
+	s.Whole, s.Applied, s.Image = false, true, image
+	b := batch{seq: int64(len(sealed)), size: last.size, seal: &s, entries: last.end() + batchHeader}
+	if _, err := j.f.WriteAt(b.encode(j.head.ID, 0), last.end()); err != nil {
+		return j.fail("writing", err)
+	}
+	j.index.addBatch(len(sealed), &b, nil)
+	j.batches = append(sealed, b)
+	if err := j.cutTail(); err != nil {
+		return err
+	}
+	return j.sync()
+}
+
 // end is where the next batch begins.
 func (j *journal) end() int64 {
 	if n := len(j.batches); n > 0 {
@@ -185,63 +214,82 @@ func (j *journal) search(b *batch, regions bool, index int64) (int, error) {
 // find returns the last entry about a block, or a region, in batches; its kind is
 // 0 if there is none.
 func (j *journal) find(batches []batch, regions bool, index int64) (entry, error) {
-	keep := int64(merkle.MaxSize)
-	for n := len(batches) - 1; n >= 0; n-- {
-		b := &batches[n]
-		if b.seal != nil {
-			keep = min(keep, b.size)
-		}
-		last := b.blocks
-		if regions {
-			last += b.regions
-		} else if index < b.first || index >= b.last {
+	region := index
+	if !regions {
+		region = index / merkle.RegionBlocks
+	}
+	for _, n := range slices.Backward(j.index.about(regions, region)) {
+		if int(n) >= len(batches) {
 			continue
 		}
+		b := &batches[n]
 		i, err := j.search(b, regions, index)
 		if err != nil {
 			return entry{}, err
 		}
-		if i == last {
+		if last := b.blocks; i == last && !regions || i == last+b.regions {
 			continue
 		}
 		e, err := j.at(b, i)
 		if err != nil {
 			return entry{}, err
 		}
-		if e.keep = keep; e.index <= index {
+		if e.index <= index {
+			e.keep = j.index.keep(batches, int(n))
 			return e, nil
 		}
 	}
 	return entry{}, nil
 }
 
-// next returns the first block from one on that an entry of batches says more of
-// than that it is zero, or false.
-func (j *journal) next(batches []batch, block int64) (at int64, found bool, err error) {
-	for n := range batches {
-		b := &batches[n]
-		if b.last <= block {
-			continue
-		}
-		i, err := j.search(b, false, block)
-		if err != nil {
-			return 0, false, err
-		}
-		for ; i < b.blocks; i++ {
-			e, err := j.at(b, i)
+// next returns the first block from one on, but in front of another, that an entry
+// of batches says more of than that it is zero, or false.
+func (j *journal) next(batches []batch, block, limit int64) (at int64, found bool, err error) {
+	for region := block / merkle.RegionBlocks; region*merkle.RegionBlocks < limit && !found; region++ {
+		end := min(limit, (region+1)*merkle.RegionBlocks)
+		for _, n := range j.index.about(false, region) {
+			if int(n) >= len(batches) {
+				break
+			}
+			err := j.between(&batches[n], max(block, region*merkle.RegionBlocks), end, func(e *entry) bool {
+				if e.kind == entryZeros {
+					return true
+				}
+				if !found || e.index < at {
+					at, found = e.index, true
+				}
+				return false
+			})
 			if err != nil {
 				return 0, false, err
 			}
-			if e.kind == entryZeros {
-				continue
-			}
-			if !found || e.index < at {
-				at, found = e.index, true
-			}
-			break
 		}
 	}
 	return at, found, nil
+}
+
+// between calls do for the entries of a batch about blocks from first up to end,
+// until it returns false.
+func (j *journal) between(b *batch, first, end int64, do func(*entry) bool) error {
+	i, err := j.search(b, false, first)
+	if err != nil {
+		return err
+	}
+	var p [64 * entrySize]byte
+	for i < b.blocks {
+		part := p[:min(len(p), (b.blocks-i)*entrySize)]
+		if _, err := j.f.ReadAt(part, b.entries+int64(i)*entrySize); err != nil {
+			return j.fail("reading", err)
+		}
+		for ; len(part) > 0; part = part[entrySize:] {
+			e := decodeEntry(part)
+			if e.index >= end || !do(&e) {
+				return nil
+			}
+			i++
+		}
+	}
+	return nil
 }
 
 // each calls do for every entry of a batch, in the order in which they are

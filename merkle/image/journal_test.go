@@ -57,12 +57,12 @@ func TestRecorderFinds(t *testing.T) {
 		for range 4 {
 			rec := newRecorder(j, 100*512, nil)
 			recordSome(t, r, rec, want)
-			checkFound(t, rec.find, rec.next, want)
+			checkFound(t, rec.find, func(i int64) (int64, bool, error) { return rec.next(i, 100) }, want)
 			must(t, rec.flush(nil, (*pending).some))
-			checkFound(t, rec.find, rec.next, want)
+			checkFound(t, rec.find, func(i int64) (int64, bool, error) { return rec.next(i, 100) }, want)
 			j = reopened(t, j)
 			checkFound(t, func(i int64) (entry, error) { return j.find(j.batches, false, i) },
-				func(i int64) (int64, bool, error) { return j.next(j.batches, i) }, want)
+				func(i int64) (int64, bool, error) { return j.next(j.batches, i, 100) }, want)
 		}
 	}
 }

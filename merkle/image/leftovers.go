@@ -44,7 +44,12 @@ func (s *store) lock() (*lock, error) {
 
 // RecordBad marks blocks as unknown in the outboard.
 func (r *reader) RecordBad(blocks []int64) (err error) {
-	if r.tree == nil || r.head.BlockSize == 0 || len(r.upto) > 0 || len(blocks) == 0 {
+	switch {
+	case len(blocks) == 0:
+		return nil
+	case len(r.upto) > 0:
+		return refuse(ErrInUse, "image %s: an update of it waits until it is no longer being read", r.store.path)
+	case r.tree == nil || r.head.BlockSize == 0:
 		return nil
 	}
 	l, err := r.store.lock()

@@ -189,17 +189,20 @@ func (r *reader) readStore() error {
 	if !r.disk.device {
 		r.disk.held = r.disk.info.Size()
 	}
-	if len(r.upto) > 0 {
-		// The outboard may be on its way from the old image to the new one.
-		r.tree, err = openTree(r.store.root, r.store.file(kindTree), r.store.path)
-	} else {
-		r.tree, err = r.store.believedTree(r.disk)
+	if r.store.noTree {
+		return nil
 	}
-	if err != nil {
+	if r.tree, err = openTree(r.store.trees, r.store.file(kindTree), r.store.path); err != nil {
 		return err
 	}
+	// With a journal, the outboard may be on its way from the old image to the
+	// new one.
+	if r.tree != nil && len(r.upto) == 0 && !r.store.isOf(r.tree, r.disk) {
+		r.state.Changed, r.state.Synced = true, time.Unix(0, r.tree.head.Synced)
+		err, r.tree = r.tree.close(), nil
+	}
 	r.describe()
-	return nil
+	return err
 }
 
 // describe finds out what is stored about the image, in its outboard or, of what
@@ -281,7 +284,7 @@ func (r *reader) openContent() error {
 	}
 	// A device may be larger than what was synced to it.
 	if r.head.BlockSize == 0 || r.head.Size != size {
-		r.state = State{Bad: r.state.Bad, Incomplete: r.state.Incomplete, Kept: r.state.Kept, Waiting: r.state.Waiting}
+		r.state.Stored, r.state.Digest, r.state.Generation = false, merkle.Hash{}, 0
 	}
 	return nil
 }
@@ -350,9 +353,7 @@ func (r *reader) Modified() time.Time {
 
 func (r *reader) Close() error {
 	errs := []error{r.tree.close(), r.j.close(), r.disk.f.Close()}
-	if r.store.device && r.store.root != nil {
-		errs = append(errs, r.store.root.Close())
-	}
+	errs = append(errs, r.store.close())
 	return errors.Join(errs...)
 }
 

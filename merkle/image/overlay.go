@@ -22,7 +22,7 @@ type layer struct {
 	j    *journal
 	bs   int64
 	find func(block int64) (entry, error)
-	next func(block int64) (int64, bool, error)
+	next func(block, limit int64) (int64, bool, error)
 }
 
 // over returns the content of base with some batches of j on top.
@@ -31,7 +31,7 @@ func over(base content, size int64, j *journal, batches []batch) *overlay {
 	if len(batches) > 0 {
 		o.top.Store(&layer{j: j, bs: int64(j.head.BlockSize),
 			find: func(block int64) (entry, error) { return j.find(batches, false, block) },
-			next: func(block int64) (int64, bool, error) { return j.next(batches, block) }})
+			next: func(block, limit int64) (int64, bool, error) { return j.next(batches, block, limit) }})
 	}
 	return o
 }
@@ -159,7 +159,7 @@ func (o *overlay) NextData(off int64) (merkle.Extent, error) {
 		e = merkle.Extent{Offset: o.size}
 	}
 	if top := o.top.Load(); top != nil {
-		at, found, err := top.next(off / top.bs)
+		at, found, err := top.next(off/top.bs, (e.Offset+top.bs-1)/top.bs)
 		if err != nil {
 			return e, err
 		}

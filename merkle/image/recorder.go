@@ -194,6 +194,7 @@ func (r *recorder) rotate(s *seal, when func(*pending) bool) (*batch, uint32, in
 		return nil, 0, 0, r.j.fail("writing", err)
 	}
 	at := p.at
+	r.j.index.addBatch(len(r.j.batches), b, table)
 	r.j.batches = append(r.j.batches, *b)
 	p.reset(b.end())
 	return b, crc32.Checksum(table, castagnoli), at, nil
@@ -252,19 +253,19 @@ func (r *recorder) findRegion(region int64) (entry, error) {
 	return r.j.find(batches, true, region)
 }
 
-// next returns the first block from one on that there is an entry with data
-// about, or false.
-func (r *recorder) next(block int64) (int64, bool, error) {
+// next returns the first block from one on, but in front of another, that there
+// is an entry with data about, or false.
+func (r *recorder) next(block, limit int64) (int64, bool, error) {
 	r.mu.Lock()
 	batches := r.j.batches
 	best, found := int64(0), false
 	for i := range r.cur.blocks {
-		if e := &r.cur.blocks[i]; e.index >= block && (!found || e.index < best) {
+		if e := &r.cur.blocks[i]; e.index >= block && e.index < limit && (!found || e.index < best) {
 			best, found = e.index, true
 		}
 	}
 	r.mu.Unlock()
-	at, ok, err := r.j.next(batches, block)
+	at, ok, err := r.j.next(batches, block, limit)
 	if err != nil || !ok || found && best < at {
 		return best, found, err
 	}

@@ -28,16 +28,18 @@ type store struct {
 	name   string // of the image in there
 	path   string // of the image, for messages
 
-	root folder // where the store is
+	root folder // where the store is; nil if there is nowhere for it
 	dir  string // the folder in root
 	key  string // the image's name in that folder
+
+	trees folder // where the outboard is: root but for a device
 
 	device bool
 	noTree bool // hashes are neither stored nor believed
 }
 
 func newStore(p *Place) *store {
-	return &store{images: p.root, name: p.name, path: p.path, root: p.root, dir: storeFolder, key: p.name}
+	return &store{images: p.root, name: p.name, path: p.path, root: p.root, dir: storeFolder, key: p.name, trees: p.root}
 }
 
 // file returns the name of one of the store's files.
@@ -121,6 +123,14 @@ func (s *store) drop(kind string) error {
 		return fmt.Errorf("image %s: removing its %s: %w", s.path, s.file(kind), cause(err))
 	}
 	return nil
+}
+
+// dropTree removes the outboard, durably.
+func (s *store) dropTree() error {
+	if err := s.trees.Remove(s.file(kindTree)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("image %s: removing what is stored of its hashes: %w", s.path, cause(err))
+	}
+	return s.syncNames(s.trees, s.dir)
 }
 
 // dropJournal ends what the journal was about, durably: if it came back after a
@@ -223,14 +233,14 @@ func (s *store) changeTree(make bool) (*tree, error) {
 	if make {
 		flag |= os.O_CREATE
 	}
-	f, err := s.root.OpenFile(s.file(kindTree), flag, 0o600)
+	f, err := s.trees.OpenFile(s.file(kindTree), flag, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image %s: storing its hashes: %w", s.path, spaceError(err))
 	}
-	return &tree{f: f, path: s.path, have: -1}, s.sync()
+	return &tree{f: f, path: s.path, have: -1}, s.syncNames(s.trees, s.dir)
 }
 
 // believedTree opens the outboard if it is that of the image as it is now, else
@@ -239,13 +249,33 @@ func (s *store) believedTree(d *disk) (*tree, error) {
 	if s.noTree {
 		return nil, nil
 	}
-	t, err := openTree(s.root, s.file(kindTree), s.path)
+	t, err := openTree(s.trees, s.file(kindTree), s.path)
 	if err != nil || t == nil {
 		return nil, err
 	}
-	now, err := s.bound(d)
-	if err != nil || now != (fileState{t.head.FileSize, t.head.FileTime, t.head.Inode}) {
-		return nil, errors.Join(err, t.close())
+	if !s.isOf(t, d) {
+		return nil, t.close()
 	}
 	return t, nil
+}
+
+// isOf reports whether an outboard is that of the image as it is now.
+func (s *store) isOf(t *tree, d *disk) bool {
+	now, err := s.bound(d)
+	return err == nil && now == fileState{t.head.FileSize, t.head.FileTime, t.head.Inode}
+}
+
+// close releases what the store of a device has opened.
+func (s *store) close() error {
+	if !s.device {
+		return nil
+	}
+	var errs []error
+	if s.root != nil {
+		errs = append(errs, s.root.Close())
+	}
+	if s.trees != nil {
+		errs = append(errs, s.trees.Close())
+	}
+	return errors.Join(errs...)
 }

@@ -463,9 +463,7 @@ func (t *Target) Close() error {
 	if t.lock != nil {
 		errs = append(errs, t.lock.release())
 	}
-	if t.store.device && t.store.root != nil {
-		errs = append(errs, t.store.root.Close())
-	}
+	errs = append(errs, t.store.close())
 	return errors.Join(errs...)
 }
 

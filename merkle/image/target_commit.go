@@ -50,9 +50,9 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 			return err
 		}
 	}
-	s := &seal{Digest: digest, Generation: t.generation + 1, Synced: time.Now().UnixNano(), Whole: t.anew}
-	if !modified.IsZero() {
-		s.Modified = modified.UnixNano()
+	s, err := t.seal(digest, modified)
+	if err != nil {
+		return err
 	}
 	if t.way == wayRedo {
 		if err := t.checkSpace(); err != nil {
@@ -72,6 +72,26 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 		return fmt.Errorf("image %s: %d blocks were damaged in its journal: sync again, which fetches them", t.place.path, lost)
 	}
 	return err
+}
+
+func (t *Target) seal(digest merkle.Hash, modified time.Time) (*seal, error) {
+	s := &seal{Digest: digest, Generation: t.generation + 1, Synced: time.Now().UnixNano(), Whole: t.anew}
+	if !modified.IsZero() {
+		s.Modified = modified.UnixNano()
+	}
+	if t.way != wayInPlace {
+		return s, nil
+	}
+	s.Applied = true
+	if t.store.noTree {
+		return s, nil
+	}
+	var err error
+	if s.Image, err = t.store.bound(t.disk); errors.Is(err, errors.ErrUnsupported) {
+		t.store.noTree = true // nobody could tell whether to believe it
+		return s, nil
+	}
+	return s, err
 }
 
 // pinEnd makes sure that the journal has the last block of an image whose size
@@ -138,7 +158,7 @@ func (t *Target) settleInPlace() error {
 	if err := t.body.settle(); err != nil {
 		return err
 	}
-	return t.disk.sync()
+	return t.disk.stamp()
 }
 
 // checkSpace finds out whether the image has space for what is in the journal,

@@ -220,7 +220,10 @@ func (t *Target) checkLeftovers() error {
 
 // believe reads what is stored of the image's hashes.
 func (t *Target) believe() error {
-	stored, err := openTree(t.store.root, t.store.file(kindTree), t.store.path)
+	if t.store.noTree {
+		return nil
+	}
+	stored, err := openTree(t.store.trees, t.store.file(kindTree), t.store.path)
 	if err != nil {
 		return err
 	}
@@ -332,6 +335,15 @@ func (t *Target) openDevice(info fs.FileInfo) error {
 	}
 	if err != nil {
 		return err
+	}
+	if t.j != nil && t.j.lastSeal() != nil && !t.opts.DryRun {
+		if _, err := t.store.complete(t.j, t.disk); err != nil {
+			return err
+		}
+		if err := t.j.close(); err != nil {
+			return fmt.Errorf("device %s: closing its journal: %w", t.place.path, cause(err))
+		}
+		t.j = nil
 	}
 	t.broken = t.j != nil && t.j.lastSeal() == nil
 	return t.believe()

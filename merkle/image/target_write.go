@@ -216,16 +216,22 @@ func (t *Target) settle(region int64, leaves []merkle.Hash) error {
 	}
 	if t.anew && merkle.AllZero(leaves) {
 		// What is not recorded counts as zeros, unless it once was recorded.
-		if t.rec == nil {
+		t.mu.Lock()
+		rec := t.rec
+		t.mu.Unlock()
+		if rec == nil {
 			return nil
 		}
-		known, err := t.rec.findRegion(region)
+		known, err := rec.findRegion(region)
 		if err != nil || known.kind == 0 {
 			return err
 		}
 	}
 	if err := t.startRecording(); err != nil {
 		return err
+	}
+	if t.rec == nil {
+		return nil // there is nowhere to store it
 	}
 	if leaves == nil {
 		leaves = make([]merkle.Hash, t.g.RegionLen(region))

@@ -46,7 +46,8 @@ func Inspect(ctx context.Context, img image.Image, opt InspectOptions) (*wire.In
 	}
 	if info.Bad = int64(len(i.bad)); info.Bad > 0 {
 		info.Digest = merkle.Hash{}
-		return info, i.record(info)
+		i.record(info)
+		return info, nil
 	}
 	info.Digest = g.Digest(root)
 	return info, nil
@@ -56,9 +57,12 @@ func Inspect(ctx context.Context, img image.Image, opt InspectOptions) (*wire.In
 func describe(img image.Image, bs int) (*wire.Info, error) {
 	s := img.State()
 	info := &wire.Info{Format: string(img.Format()), Size: img.Size(), BlockSize: bs, Bad: s.Bad,
-		Stored: s.Stored, Incomplete: s.Incomplete, Kept: s.Kept, Waiting: s.Waiting}
+		Stored: s.Stored, Changed: s.Changed, Incomplete: s.Incomplete, Kept: s.Kept, Waiting: s.Waiting}
+	if s.Stored || s.Changed {
+		info.Synced = s.Synced.UnixNano()
+	}
 	if s.Stored {
-		info.Generation, info.Synced = s.Generation, s.Synced.UnixNano()
+		info.Generation = s.Generation
 		if s.Bad == 0 {
 			info.Digest = s.Digest
 		}
@@ -133,14 +137,17 @@ func (i *inspector) tell(block int64, err error) error {
 
 // record stores what is bad. If that cannot be done the rest is still worth
 // telling.
-func (i *inspector) record(info *wire.Info) error {
-	if !i.Record || !i.Read {
-		return nil
+func (i *inspector) record(info *wire.Info) {
+	if !i.Read {
+		return
 	}
-	if err := i.img.RecordBad(i.bad); err != nil {
+	err := errors.New("this agent changes nothing")
+	if i.Record {
+		err = i.img.RecordBad(i.bad)
+	}
+	if err != nil {
 		info.Note = fmt.Sprintf("the bad blocks could not be recorded, so the next sync will only find them with --checksum: %v", err)
 	}
-	return nil
 }
 
 // serveInspection is the agent's side of AwaitInspection. It names bad blocks if

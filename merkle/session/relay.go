@@ -54,8 +54,9 @@ type passage struct {
 	from, to *Conn
 	who      string // from
 	watch    func(wire.Message) error
-	ended    chan struct{} // closed when said is set
+	ended    chan struct{} // closed when what follows is set
 	said     error         // what from said last, if that was an error
+	done     bool          // or whether it was Done
 }
 
 // run carries messages until from has said its last. The other passage is asked
@@ -66,13 +67,17 @@ func (p *passage) run(other *passage) error {
 	if errors.As(err, &peer) {
 		p.said = err
 	}
+	p.done = errors.Is(err, errFinished)
 	close(p.ended)
 	var lost *LostError
 	if errors.As(err, &lost) {
 		select {
 		case <-other.ended:
-			if other.said != nil {
+			switch {
+			case other.said != nil:
 				return other.said
+			case other.done:
+				return errFinished // who has heard Done may go, even before we see that it was passed on
 			}
 		case <-time.After(grace):
 		}

@@ -445,7 +445,8 @@ type Info struct {
 
 	Stored     bool  // the hashes are those that were stored when it was synced
 	Generation int64 // how often the image was synced, if Stored
-	Synced     int64 // when that was last, in nanoseconds since 1970, if Stored
+	Synced     int64 // when that was last, in nanoseconds since 1970, if Stored or Changed
+	Changed    bool  // by something else, since it was synced
 	Incomplete bool  // an update in place was interrupted
 	Kept       int64 // bytes of content that an interrupted run has left
 	Waiting    int64 // bytes of a committed update that are yet to be put into the image
@@ -463,6 +464,7 @@ func (m *Info) fields(c *codec) {
 	c.bool(&m.Stored)
 	c.int64(&m.Generation)
 	c.int64(&m.Synced)
+	c.bool(&m.Changed)
 	c.bool(&m.Incomplete)
 	c.int64(&m.Kept)
 	c.int64(&m.Waiting)
