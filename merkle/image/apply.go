@@ -48,6 +48,9 @@ var (
 func (s *store) complete(j *journal, d *disk) (lost int, err error) {
 	a := &application{store: s, j: j, bad: map[int64][]int64{}}
 	if err := a.run(d); err != nil {
+		if !errors.Is(err, errVoid) {
+			a.pause(d)
+		}
 		return 0, err
 	}
 	for _, blocks := range a.bad {
@@ -139,6 +142,17 @@ func (a *application) run(d *disk) error {
 	return a.writeTree(d)
 }
 
+// pause remembers how the image's file is left, half way, as on a full disk. If
+// that cannot be done, no hashes will be believed after the rest is done.
+func (a *application) pause(d *disk) {
+	if !a.j.marked || a.j.applied() != nil || a.alien || d.stamp() != nil {
+		return
+	}
+	if state, err := a.store.base(d); err == nil {
+		_ = a.j.mark(state)
+	}
+}
+
 // stamp makes the file durable, with the time of now. It is as exact as can be: a
 // later change then has another time, even one within the same tick of the
 // kernel's clock.
@@ -173,9 +187,10 @@ func (a *application) begin(d *disk) error {
 	case a.j.head.Way != wayRedo:
 		return nil
 	case a.j.marked:
-		// What we have left, half way, someone may have changed: nobody can tell.
-		a.alien = true
-		return nil
+		// Half way, someone else may have changed the image as well: only if it
+		// was left in order it can be told.
+		a.alien = now != a.j.paused
+		return a.j.mark(fileState{})
 	case now != then:
 		return errVoid
 	}
@@ -194,7 +209,7 @@ func (a *application) begin(d *disk) error {
 	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("image %s: locking it: %w", a.store.path, cause(err))
 	}
-	return a.j.mark()
+	return a.j.mark(fileState{})
 }
 
 // changesImage reports whether the journal has anything for the image itself.

@@ -155,7 +155,7 @@ func TestFormatExampleOfAJournal(t *testing.T) {
 	must(t, r.add(entry{kind: entryRegion, hash: merkle.RegionRoot(leaves)}, merkle.EncodeLeaves(leaves)))
 	end := seal{Digest: digest, Generation: 2, Synced: storedSynced, Modified: storedModified}
 	must(t, r.flush(&end, nil))
-	must(t, j.mark())
+	must(t, j.mark(fileState{}))
 	want := exampleFile(t, "### Example of a journal", 8932)
 	same(t, "the example, written", fileOf(t, j.f), want)
 

@@ -152,7 +152,8 @@ type journal struct {
 	head    journalHeader
 	batches []batch
 	index   batchIndex
-	marked  bool // it may have been begun to put the journal into the image
+	marked  bool      // it may have been begun to put the journal into the image
+	paused  fileState // how the image's file was when that was stopped half way; zero if nobody could tell
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

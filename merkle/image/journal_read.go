@@ -61,13 +61,22 @@ func (j *journal) loadMark(page []byte) error {
 	if last < 0 || sealed(page) && string(page[:8]) == markMagic && int64(binary.LittleEndian.Uint64(page[8:])) > j.batches[last].seq {
 		return errJournal
 	}
+	if sealed(page) {
+		at := func(i int) uint64 { return binary.LittleEndian.Uint64(page[i:]) }
+		j.paused = fileState{int64(at(16)), int64(at(24)), at(32)}
+	}
 	return nil
 }
 
-// mark says that the image is about to be changed by what was sealed.
-func (j *journal) mark() error {
+// mark says that the image is about to be changed by what was sealed; or, if it is
+// told how the image's file is, that this has been stopped half way for now.
+func (j *journal) mark(paused fileState) error {
 	last := j.batches[j.sealedBatches()-1].seq
 	p := binary.LittleEndian.AppendUint64([]byte(markMagic), uint64(last))
+	for _, n := range []uint64{uint64(paused.Size), uint64(paused.Time), paused.Inode} {
+		p = binary.LittleEndian.AppendUint64(p, n)
+	}
+	j.paused = paused
 	if _, err := j.f.WriteAt(sealPage(p, journalPage), journalPage); err != nil {
 		return j.fail("writing", err)
 	}
