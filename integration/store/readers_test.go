@@ -165,3 +165,35 @@ func TestTwoWriters(t *testing.T) {
 		}
 	})
 }
+
+// TestReaderWithoutTheStore reads as a user who may read an image but not what is
+// stored beside it, and so cannot know whether it is whole.
+func TestReaderWithoutTheStore(t *testing.T) {
+	lab.NeedRoot(t)
+	b := lab.NewBench(t, tools, lab.HostOptions{})
+	img := image{"raw", b.Far("disk")}
+	disk := lab.Image(t, b.Near("disk"), 1, 3*mib)
+	img.sync(t, disk)
+	for dir := filepath.Dir(img.path); dir != "/"; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode()&0o001 == 0 {
+			if err := os.Chmod(dir, info.Mode()|0o055); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.Chmod(img.path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	program := lab.Copy(t, tools.Diskrsync, filepath.Join(filepath.Dir(img.path), "diskrsync"))
+	as := func(args ...string) lab.Result {
+		return lab.Start(t, "setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", program}, args...)...).Wait(t)
+	}
+	as("info", img.path).Fails(t, failed, "the folder .diskrsync beside it", "permission denied", "--force")
+	if got, want := as("cat", "--force", img.path).OK(t).Stdout, lab.Must(os.ReadFile(disk))(t); got != string(want) {
+		t.Error("cat --force wrote something else than the image")
+	}
+}

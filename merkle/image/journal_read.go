@@ -49,6 +49,18 @@ func (j *journal) load() error {
 	return j.loadMark(p[journalPage:])
 }
 
+// content returns about how many bytes of content are in batches, and kept how many
+// an interrupted run has left.
+func (j *journal) content(batches []batch) int64 {
+	var blocks int64
+	for i := range batches {
+		blocks += int64(batches[i].blocks)
+	}
+	return blocks * int64(j.head.BlockSize)
+}
+
+func (j *journal) kept() int64 { return j.content(j.batches[j.sealedBatches():]) }
+
 // loadMark looks whether it was begun to put the journal into the image. That
 // the mark is not all zeros suffices: it is written after a seal, so a mark
 // without one was written and then damaged, or the seal was.

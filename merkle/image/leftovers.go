@@ -3,7 +3,6 @@ package image
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/docker/go-units"
 
@@ -13,7 +12,7 @@ import (
 // recover puts into the image what was committed and is waiting in the journal.
 func (s *store) recover() (err error) {
 	// Nobody is to be kept from writing unless there is something to do.
-	if j, err := openJournal(s.root, s.file(kindJournal), s.path, os.O_RDONLY); err != nil || j == nil {
+	if j, err := s.readJournal(); err != nil || j == nil {
 		return err
 	} else if err := j.close(); err != nil || j.lastSeal() == nil {
 		return errors.Join(errVoid, err)
@@ -101,7 +100,7 @@ func markBad(t *tree, blocks []int64) error {
 // it if it was committed, and says what was done. That an image is incomplete
 // stays known: only a sync ends that.
 func Clean(p *Place, stateDir string) (done string, err error) {
-	t := &Target{place: p, store: newStore(p), opts: TargetOptions{StateDir: stateDir}}
+	t := &Target{place: p, store: newStore(p), opts: TargetOptions{StateDir: stateDir}, cleaning: true}
 	defer func() { err = errors.Join(err, t.Close()) }()
 	if err := t.open(); err != nil {
 		return "", err
@@ -118,7 +117,7 @@ func Clean(p *Place, stateDir string) (done string, err error) {
 	}
 	if !t.left {
 		if info, err := t.stat(); err != nil || info == nil {
-			return "", errors.Join(err, t.store.missing())
+			return "", errors.Join(err, t.store.missing(nil))
 		}
 		return "nothing was left over", nil
 	}

@@ -93,6 +93,19 @@ func (l *lock) take(path string) error {
 	return nil
 }
 
+// beingWritten reports whether another writer has the image, as far as can be known.
+func (s *store) beingWritten() bool {
+	if s.root == nil {
+		return false
+	}
+	f, err := s.root.OpenFile(s.file(kindLock), os.O_RDONLY, 0)
+	if err != nil {
+		return false
+	}
+	free, err := f.Lock(shared)
+	return f.Close() == nil && err == nil && !free
+}
+
 // sign writes who holds the lock.
 func (l *lock) sign() error {
 	host, err := os.Hostname()

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/docker/go-units"
+
 	"github.com/diskrsync/diskrsync/merkle"
 )
 
@@ -43,7 +45,10 @@ type Options struct {
 func Open(p *Place, o Options) (Image, error) {
 	s := newStore(p)
 	if _, err := p.stat(); errors.Is(err, fs.ErrNotExist) && !o.ReadOnly {
-		_ = s.recover() // it may be a new image that only has to be put into place
+		// It may be a new image that only has to be put into place.
+		if err := s.recover(); err != nil && !errors.Is(err, errVoid) {
+			return nil, s.missing(err)
+		}
 	}
 	for range lockTries {
 		r, err := openReader(p, s, o)
@@ -91,7 +96,7 @@ type reader struct {
 func openReader(p *Place, s *store, o Options) (*reader, error) {
 	info, err := p.stat()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, s.missing()
+		return nil, s.missing(nil)
 	}
 	if err != nil {
 		return nil, err
@@ -113,11 +118,21 @@ func openReader(p *Place, s *store, o Options) (*reader, error) {
 	return r, nil
 }
 
-// missing says that there is no image, and whether there may be one soon.
-func (s *store) missing() error {
+// missing says that there is no image, and whether there may be one soon. If it was
+// tried to put one into place, why says why that has failed.
+func (s *store) missing(why error) error {
 	missing := &missingError{path: s.path}
-	if _, err := s.root.Lstat(s.file(kindPartial)); err == nil {
-		missing.more = ": a first copy of it is under way, or was interrupted, and the next sync goes on with it"
+	if _, err := s.root.Lstat(s.file(kindPartial)); err != nil {
+		return missing
+	}
+	if why != nil {
+		missing.more = fmt.Sprintf(" yet: a first copy of it is complete, and putting it into place failed: %v", why)
+		return missing
+	}
+	missing.more = ": a first copy of it is under way, or was interrupted, and the next sync goes on with it"
+	if j, err := s.readJournal(); err == nil && j != nil {
+		missing.more += fmt.Sprintf(": about %s are here", units.BytesSize(float64(j.kept())))
+		_ = j.close() // it was only looked at, and for the words
 	}
 	return missing
 }
@@ -147,7 +162,7 @@ func (r *reader) open(p *Place) error {
 }
 
 // excludeWriters keeps the image as it is for as long as it is open. What cannot
-// be locked is read all the same: nobody who writes images as we do has it.
+// be locked is read all the same, unless it is one of ours who writes it.
 func (r *reader) excludeWriters() error {
 	for range lockTries {
 		ok, err := r.disk.lock(shared)
@@ -156,25 +171,25 @@ func (r *reader) excludeWriters() error {
 		}
 		time.Sleep(lockPause) // the start of an update takes no longer
 	}
-	j, err := openJournal(r.store.root, r.store.file(kindJournal), r.store.path, os.O_RDONLY)
-	if err != nil || j == nil {
-		return nil // then it is not one of ours who holds the lock
+	if r.opts.Force || r.opts.Examine || !r.store.beingWritten() {
+		return nil
 	}
-	if r.opts.Force || r.opts.Examine {
-		return j.close()
-	}
-	return errors.Join(refuse(ErrInUse, "image %s: is being changed in place: wait for that to end", r.store.path), j.close())
+	return refuse(ErrInUse, "image %s: is being changed in place: wait for that to end", r.store.path)
 }
 
 // readStore finds out what is stored about the image.
 func (r *reader) readStore() error {
 	var err error
-	r.j, err = openJournal(r.store.root, r.store.file(kindJournal), r.store.path, os.O_RDONLY)
-	if errors.Is(err, errJournal) {
+	r.j, err = r.store.readJournal()
+	switch {
+	case errors.Is(err, errJournal):
 		r.state.Incomplete = true
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, fs.ErrPermission) && r.opts.Force:
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w: only who may read the folder %s beside it can tell whether the image is whole (cat and sync read it all the same with --force)", err, storeFolder)
+	case err != nil:
 		return err
 	}
 	if r.j != nil {
@@ -237,9 +252,7 @@ func (r *reader) useJournal() error {
 	case sealed == 0 && h.Way == wayInPlace:
 		r.state.Incomplete = true
 	case sealed == 0:
-		for i := range r.j.batches {
-			r.state.Kept += int64(r.j.batches[i].blocks) * int64(h.BlockSize)
-		}
+		r.state.Kept = r.j.kept()
 	case h.Way == wayInPlace: // the image is whole, and its outboard is outdated
 		r.state.Waiting = r.j.batches[sealed-1].end()
 	default:
@@ -311,13 +324,13 @@ func (r *reader) formatOf() (Format, string, error) {
 }
 
 // current reports whether the journal is still the one that we have, with no
-// more in it that was committed.
+// more in it that was committed, and none of it newly put into the image.
 func (r *reader) current() bool {
-	j, err := openJournal(r.store.root, r.store.file(kindJournal), r.store.path, os.O_RDONLY)
+	j, err := r.store.readJournal()
 	if err != nil || j == nil {
 		return false
 	}
-	same := j.head.ID == r.j.head.ID && j.sealedBatches() == r.j.sealedBatches()
+	same := j.head.ID == r.j.head.ID && j.sealedBatches() == r.j.sealedBatches() && j.marked == r.j.marked
 	return j.close() == nil && same
 }
 
@@ -358,9 +371,9 @@ func (r *reader) Close() error {
 }
 
 func (r *reader) Changed() error {
-	if r.disk.device || len(r.upto) > 0 {
-		// What waits in the journal may be put into the image meanwhile, which
-		// changes nothing for us.
+	if r.disk.device || len(r.upto) > 0 && r.j.marked {
+		// What waits in the journal is being put into the image, which changes
+		// nothing for us. Before that was begun, our lock keeps it from beginning.
 		return nil
 	}
 	then := r.disk.info

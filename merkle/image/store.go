@@ -80,8 +80,49 @@ func (s *store) makeFolder() error {
 	if err := s.root.Mkdir(s.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("image %s: making the folder %s beside it: %w", s.path, s.dir, spaceError(err))
 	}
+	if err := s.checkFolder(); err != nil {
+		return err
+	}
 	// Even if it was there: another process may have made it just now.
 	return s.syncImages()
+}
+
+// checkFolder refuses a folder that someone may have put there who has no power
+// over the images beside it: what a journal says is put into them.
+func (s *store) checkFolder() error {
+	if s.device {
+		return nil
+	}
+	info, err := s.root.Lstat(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("image %s: looking at the folder %s beside it: %w", s.path, s.dir, cause(err))
+	}
+	if !info.IsDir() {
+		return refuse(ErrRefused, "image %s: what is called %s beside it is not a folder: move it elsewhere", s.path, s.dir)
+	}
+	uid, known := owner(info)
+	above, err := s.root.Lstat(".")
+	if !known || err != nil || above.Mode()&anyoneWrites == 0 {
+		return nil
+	}
+	if host, _ := owner(above); info.Mode()&anyoneWrites == 0 && (uid == 0 || uid == os.Geteuid() || uid == host) {
+		return nil
+	}
+	return refuse(ErrRefused, "image %s: the folder %s beside it is under the control of user %d, who could change the image by it: remove it, or have it owned by who syncs", s.path, s.dir, uid)
+}
+
+// anyoneWrites is the permission of everyone to write.
+const anyoneWrites = 0o002
+
+// readJournal opens the journal, if there is one, as it is.
+func (s *store) readJournal() (*journal, error) {
+	if err := s.checkFolder(); err != nil {
+		return nil, err
+	}
+	return openJournal(s.root, s.file(kindJournal), s.path, os.O_RDONLY)
 }
 
 // openJournalToWrite opens the journal, if there is one, for a writer. Whoever
@@ -223,8 +264,14 @@ func (s *store) mayReplace() error {
 	if err == nil && s.images.Same(now, own) || now.Mode().IsRegular() && now.Size() == 0 {
 		return nil
 	}
-	return refuse(ErrChanged, "image %s: was made by someone else in the meantime, and is left alone", s.path)
+	return &takenError{refuse(ErrChanged, "image %s: was made by someone else in the meantime, and is left alone: the new one is kept as %s: move what is in its place elsewhere and sync again, or drop the new one with diskrsync clean",
+		s.path, s.file(kindPartial))}
 }
+
+// A takenError says that there is something where a new image is to be.
+type takenError struct{ error }
+
+func (e *takenError) Unwrap() error { return e.error }
 
 // changeTree opens the outboard to be changed, and makes it if that is asked
 // for. It is nil if there is none.

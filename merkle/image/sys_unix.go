@@ -83,6 +83,15 @@ func setModified(f *os.File, t time.Time) error {
 	return errors.Join(err, failed)
 }
 
+// owner returns whose a file is, or false if that is not known.
+func owner(info fs.FileInfo) (int, bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(st.Uid), true
+}
+
 func inode(f *os.File) uint64 {
 	info, err := f.Stat()
 	if err != nil {

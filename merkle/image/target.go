@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -46,15 +47,17 @@ type TargetOptions struct {
 // opened as a target, and is not seen by anyone else; but for an image that is
 // changed in place.
 type Target struct {
-	place   *Place
-	store   *store
-	opts    TargetOptions
-	format  Format
-	note    string
-	held    int64
-	kept    int64
-	left    bool  // an earlier run had left something that was dropped
-	dropped int64 // like kept, of that
+	place  *Place
+	store  *store
+	opts   TargetOptions
+	format Format
+	notes  []string
+	held   int64
+	kept   int64
+
+	cleaning bool  // what is left over is to be dropped
+	left     bool  // something was
+	dropped  int64 // like kept, of that
 
 	lock *lock
 	disk *disk   // the image or the partial file, nil as long as there is none
@@ -208,7 +211,12 @@ func (t *Target) Identity() Identity {
 }
 
 // Note returns one line that the operator should see, or "".
-func (t *Target) Note() string { return t.note }
+func (t *Target) Note() string { return strings.Join(t.notes, "; ") }
+
+// tell adds to what the operator should see.
+func (t *Target) tell(format string, args ...any) {
+	t.notes = append(t.notes, fmt.Sprintf("image %s: ", t.place.path)+fmt.Sprintf(format, args...))
+}
 
 // Root returns the root of a region without reading the image, or false if it
 // is not known.

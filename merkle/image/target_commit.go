@@ -54,10 +54,8 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 	if err != nil {
 		return err
 	}
-	if t.way == wayRedo {
-		if err := t.checkSpace(); err != nil {
-			return err
-		}
+	if err := t.checkSpace(); err != nil {
+		return err
 	}
 	if err := t.rec.flush(s, nil); err != nil {
 		return err
@@ -161,9 +159,12 @@ func (t *Target) settleInPlace() error {
 	return t.disk.stamp()
 }
 
-// checkSpace finds out whether the image has space for what is in the journal,
-// so that it is not sealed and then stuck.
+// checkSpace finds out whether there is space for what is in the journal to be put
+// into the image and its outboard, so that it is not sealed and then stuck.
 func (t *Target) checkSpace() error {
+	if t.way == wayInPlace {
+		return nil // the image has it already, and can do without an outboard
+	}
 	free, err := t.place.root.Free()
 	if err != nil {
 		return fmt.Errorf("image %s: finding out how much space there is: %w", t.place.path, cause(err))
@@ -192,9 +193,13 @@ func (t *Target) checkSpace() error {
 	return nil
 }
 
-// grows returns about how much more space the image takes with an entry.
+// grows returns about how much more space the image and its outboard take with an
+// entry.
 func (t *Target) grows(e *entry) (int64, error) {
-	if e.kind == entryZeros || e.kind == entryRegion || e.kind == entryHeld || e.index >= t.g.Blocks() {
+	switch {
+	case e.kind == entryRegion && t.anew:
+		return e.length, nil
+	case e.kind == entryZeros || e.kind == entryRegion || e.kind == entryHeld || e.index >= t.g.Blocks():
 		return 0, nil
 	}
 	var off int64

@@ -15,7 +15,7 @@ func (t *Target) takeOver() error {
 	j, err := t.openJournal()
 	if errors.Is(err, errJournal) {
 		t.broken = true
-		t.note = fmt.Sprintf("image %s: the journal of an update is damaged: the image is made anew from what it has", t.place.path)
+		t.tell("the journal of an update is damaged: the image is made anew from what it has")
 		return nil
 	}
 	if err != nil {
@@ -29,11 +29,13 @@ func (t *Target) takeOver() error {
 		return nil
 	}
 	switch err := t.store.completeFile(j); {
+	case t.cleaning && errors.As(err, new(*takenError)):
+		return t.forget()
 	case errors.Is(err, errReaders):
-		t.note = fmt.Sprintf("image %s: is being read: updates of it wait in its journal", t.place.path)
+		t.tell("is being read: updates of it wait in its journal")
 		return nil
 	case errors.Is(err, errVoid):
-		t.note = fmt.Sprintf("image %s: %v: what waited there is dropped", t.place.path, err)
+		t.tell("%v: what waited there is dropped", err)
 		return t.forget()
 	case err != nil:
 		return err
@@ -44,16 +46,14 @@ func (t *Target) takeOver() error {
 
 func (t *Target) openJournal() (*journal, error) {
 	if t.opts.DryRun {
-		return openJournal(t.store.root, t.store.file(kindJournal), t.store.path, os.O_RDONLY)
+		return t.store.readJournal()
 	}
 	return t.store.openJournalToWrite()
 }
 
 // forget drops what an earlier run has left.
 func (t *Target) forget() error {
-	for i := range t.j.batches {
-		t.dropped += int64(t.j.batches[i].blocks) * int64(t.j.head.BlockSize)
-	}
+	t.dropped += t.j.content(t.j.batches)
 	err := t.j.close()
 	t.j, t.kept, t.left = nil, 0, true
 	if t.opts.DryRun || err != nil {
@@ -93,7 +93,7 @@ func (t *Target) openNew(replaces fs.FileInfo) error {
 		}
 	}
 	if t.broken {
-		t.broken, t.note = false, "" // there is nothing yet that could be
+		t.broken, t.notes = false, nil // there is nothing yet that could be
 		return errors.Join(t.dropPartial(), t.dropDamaged())
 	}
 	if t.j == nil {
@@ -144,15 +144,13 @@ func (t *Target) reopenPartial() (bool, error) {
 // resumed takes into account what an earlier run has left.
 func (t *Target) resumed() {
 	bs := int64(t.j.head.BlockSize)
+	t.kept = t.j.kept()
 	for i := range t.j.batches {
 		b := &t.j.batches[i]
-		if i >= t.j.sealedBatches() {
-			t.kept += int64(b.blocks) * bs
-		}
 		t.held = max(t.held, b.last*bs)
 	}
 	if t.kept > 0 {
-		t.note = fmt.Sprintf("image %s: goes on where an interrupted run has stopped: about %s are here", t.place.path, units.BytesSize(float64(t.kept)))
+		t.tell("goes on where an interrupted run has stopped: about %s are here", units.BytesSize(float64(t.kept)))
 	}
 }
 
@@ -179,7 +177,7 @@ func (t *Target) openFile(info fs.FileInfo) error {
 		return err
 	}
 	if note != "" {
-		t.note = note
+		t.notes = append(t.notes, note)
 	}
 	if err := t.openBody(); err != nil {
 		return err
@@ -270,7 +268,7 @@ func (t *Target) openBody() error {
 		return err
 	}
 	if s.corrupt != nil {
-		t.note = s.corrupt.Error()
+		t.notes = append(t.notes, s.corrupt.Error())
 	}
 	t.body = s
 	return nil
@@ -325,7 +323,7 @@ func (t *Target) openDevice(info fs.FileInfo) error {
 		return err
 	}
 	if t.store.root == nil {
-		t.note = fmt.Sprintf("device %s: cannot be marked as incomplete while it is written: there is no folder for that (--state-dir names one)", t.place.path)
+		t.tell("cannot be marked as incomplete while it is written: there is no folder for that")
 		return nil
 	}
 	t.j, err = t.openJournal()

@@ -30,7 +30,7 @@ type tree struct {
 // another version is no error but nil: whatever it said can be found out again.
 func openTree(root folder, name, path string) (*tree, error) {
 	f, err := root.OpenFile(name, os.O_RDONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, nil
 	}
 	if err != nil {
