@@ -49,13 +49,19 @@ func TestKills(t *testing.T) {
 		images = append(images, newHunted(t, b, kind, numbers))
 	}
 	for n := range countKills(t) {
-		images[n%len(images)].round(t)
+		h := images[n%len(images)]
+		h.round(t)
+		if n%8 < len(images) {
+			h.verify(t)
+		}
 	}
 	for _, h := range images {
+		h.verify(t)
 		for _, way := range ways {
 			h.change(t)
 			h.start(t, way).Wait(t).OK(t)
 			h.holds(t, h.disk)
+			h.verify(t)
 		}
 		logTally(t, h.tally)
 	}
@@ -215,6 +221,22 @@ func (h *hunted) judge(t *testing.T, what string, result lab.Result) string {
 		t.Fatalf("%s: reported success, but the image is what it was\n%+v", what, result)
 	}
 	return "old"
+}
+
+// verify checks that all of the image can be read and is what is stored of it, if
+// anything is: no kill damages a block, or leaves hashes that are those of another
+// one.
+func (h *hunted) verify(t *testing.T) {
+	t.Helper()
+	if h.was == absent {
+		return
+	}
+	r := here(t, "verify", "--json", "--source-format", h.kind, h.path)
+	i := inspect(t, r)
+	if r.Code != 0 || i.State != "complete" && i.State != "unknown" {
+		t.Fatalf("nobody has damaged %s, and verify says %+v\n%+v", h.path, i, r)
+	}
+	h.tally[fmt.Sprintf("%s: verify says %s", h.kind, i.State)]++
 }
 
 // strike kills some of the processes of a sync without giving them notice, and
