@@ -9,7 +9,6 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/diskrsync/diskrsync/merkle/image"
 	"github.com/diskrsync/diskrsync/merkle/session"
@@ -206,55 +205,11 @@ func (s *syncRun) here(ctx context.Context) (result session.Result, err error) {
 	}
 	defer img.Close()
 	err = s.withTarget(func(target *image.Target) error {
-		a, b := transport.Pipe()
-		if s.reach.limit > 0 {
-			a = transport.Limit(a, int64(s.reach.limit))
-		}
-		opt := s.options()
-		opt.Plain = true
-		var sendErr, receiveErr error
-		var group errgroup.Group
-		group.Go(func() error {
-			result, sendErr = s.talk(ctx, a, func(c *session.Conn) (session.Result, error) {
-				return session.Send(ctx, c, img, opt)
-			})
-			return nil
-		})
-		// Its own monitor: in one process, each side would overwrite what the
-		// other counts.
-		_, receiveErr = s.talk(ctx, b, func(c *session.Conn) (session.Result, error) {
-			return session.Receive(ctx, c, target, session.Options{})
-		})
-		group.Wait()
-		return ownError(sendErr, receiveErr)
+		near, far := transport.Pipe()
+		result, err = session.Pair(ctx, transport.Limit(near, int64(s.reach.limit)), far, img, target, s.reach.timeout, s.options())
+		return err
 	})
 	return result, err
-}
-
-func (s *syncRun) talk(ctx context.Context, way session.Carrier, role func(*session.Conn) (session.Result, error)) (session.Result, error) {
-	c, err := session.NewConn(ctx, way, s.reach.timeout)
-	if err != nil {
-		return session.Result{}, err
-	}
-	return role(c)
-}
-
-// ownError returns the error of the side where something went wrong, rather
-// than what the other side heard of it.
-func ownError(errs ...error) error {
-	var heard error
-	for _, err := range errs {
-		var peer *session.PeerError
-		var lost *session.LostError
-		switch {
-		case err == nil:
-		case errors.As(err, &peer), errors.As(err, &lost):
-			heard = err
-		default:
-			return err
-		}
-	}
-	return heard
 }
 
 // summary tells what was done.

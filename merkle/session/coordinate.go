@@ -336,6 +336,9 @@ func (s *source) advance(ctx context.Context) error {
 			return err
 		}
 		s.through.set(next)
+		if s.once != nil {
+			s.once.pass(s.g.Span(next*merkle.RegionBlocks, 0).Offset)
+		}
 	}
 	if s.digest == nil || next < s.g.Regions() || s.finished {
 		return nil

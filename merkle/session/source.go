@@ -51,7 +51,7 @@ func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error)
 	}
 	s := &source{img: img, opt: opt, mon: opt.Monitor, n: &opt.Monitor.source,
 		events: newQueue[any](), jobs: newQueue[job](), through: newMark(), dealt: newMark(),
-		regions: map[int64]*sourceRegion{}, asked: map[int64]bool{}}
+		regions: map[int64]*sourceRegion{}, asked: map[int64]bool{}, window: window}
 	opt.Monitor.size.Store(img.Size())
 	if err := c.interruptible(ctx, func() error { return s.greet(c) }); err != nil {
 		return s.result(c), err
@@ -66,6 +66,9 @@ func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error)
 		return s.result(c), errors.Join(err, c.Close())
 	}
 	s.coder = coder
+	if s.once, _ = img.(*Stream); s.once != nil {
+		s.window = min(window, s.once.window(s.g.Span(0, merkle.RegionBlocks).Length))
+	}
 	s.link = newLink(c, s.n, &opt.Monitor.target, s.g.BlockSize())
 	work := []func(context.Context) error{s.scan, s.coordinate}
 	for range workers(s.g.BlockSize()) {
@@ -77,6 +80,8 @@ func Send(ctx context.Context, c *Conn, img Source, opt Options) (Result, error)
 
 type source struct {
 	img    Source
+	once   *Stream // img, if it is one
+	window int64   // regions that may be in flight
 	opt    Options
 	mon    *Monitor
 	n      *counters
@@ -206,7 +211,7 @@ func (s *source) scan(ctx context.Context) error {
 	var acc merkle.Accumulator
 	held := heldRegions(s.g, s.accept.Held)
 	emit := func(r known) error {
-		if err := s.through.reach(ctx, r.Index-window+1); err != nil {
+		if err := s.through.reach(ctx, r.Index-s.window+1); err != nil {
 			return err
 		}
 		if err := s.dealt.reach(ctx, s.found.Load()-maxBacklog); err != nil {
@@ -274,7 +279,7 @@ func (s *source) stream(ctx context.Context, run *merkle.Run) error {
 		return nil
 	}
 	// The target takes no block of a region too far ahead.
-	if err := s.through.reach(ctx, run.First/merkle.RegionBlocks-window+1); err != nil {
+	if err := s.through.reach(ctx, run.First/merkle.RegionBlocks-s.window+1); err != nil {
 		return err
 	}
 	for _, b := range blocks {

@@ -1,18 +1,16 @@
-package main
+package session
 
 import (
 	"errors"
 	"fmt"
 	"io"
 	"testing"
-
-	"github.com/diskrsync/diskrsync/merkle/session"
 )
 
 func TestOwnError(t *testing.T) {
 	own := errors.New("no space left on device")
-	heard := fmt.Errorf("wrapped: %w", &session.PeerError{Text: own.Error()})
-	lost := fmt.Errorf("wrapped: %w", &session.LostError{Err: io.ErrUnexpectedEOF})
+	heard := fmt.Errorf("wrapped: %w", &PeerError{Text: own.Error()})
+	lost := fmt.Errorf("wrapped: %w", &LostError{Err: io.ErrUnexpectedEOF})
 	for _, tt := range []struct {
 		name         string
 		source, sink error
