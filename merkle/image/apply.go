@@ -128,7 +128,7 @@ func (a *application) run(d *disk) error {
 		return err
 	}
 	if a.dirty {
-		if err := d.stamp(); err != nil {
+		if err := d.stamp(a.j.lastSeal().Modified); err != nil {
 			return err
 		}
 		state, err := a.store.bound(d)
@@ -145,7 +145,7 @@ func (a *application) run(d *disk) error {
 // pause remembers how the image's file is left, half way, as on a full disk. If
 // that cannot be done, no hashes will be believed after the rest is done.
 func (a *application) pause(d *disk) {
-	if !a.j.marked || a.j.applied() != nil || a.alien || d.stamp() != nil {
+	if !a.j.marked || a.j.applied() != nil || a.alien || d.stamp(0) != nil {
 		return
 	}
 	if state, err := a.store.base(d); err == nil {
@@ -153,14 +153,18 @@ func (a *application) pause(d *disk) {
 	}
 }
 
-// stamp makes the file durable, with the time of now. It is as exact as can be: a
-// later change then has another time, even one within the same tick of the
-// kernel's clock.
-func (d *disk) stamp() error {
+// stamp makes the file durable, with the time when the source was modified, in ns,
+// or that of now if it is 0. Either is as exact as can be: a later change then has
+// another time, even one within the same tick of the kernel's clock.
+func (d *disk) stamp(modified int64) error {
 	if err := d.sync(); err != nil || d.device {
 		return err
 	}
-	_ = d.f.SetModified(time.Now()) // not ours to set on a file of someone else
+	at := time.Now()
+	if modified != 0 {
+		at = time.Unix(0, modified)
+	}
+	_ = d.f.SetModified(at) // not ours to set on a file of someone else
 	return d.sync()
 }
 

@@ -125,7 +125,7 @@ func (f *crashFile) SetModified(t time.Time) error {
 	if err := f.begin("chtimes", opWrite); err != nil {
 		return err
 	}
-	f.fs.record(diskChange{kind: didStamp, inode: f.inode, modified: t.Truncate(time.Microsecond)})
+	f.fs.record(diskChange{kind: didStamp, inode: f.inode, modified: t})
 	return nil
 }
 

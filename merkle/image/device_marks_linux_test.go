@@ -108,7 +108,7 @@ func sealOnly(t *testing.T, path string, o TargetOptions, blockSize int, content
 	s.stop = beforeCommit
 	wantError(t, s.run(tg, content), errCut, "cut")
 	tg.stopFlushing()
-	must(t, tg.settleInPlace())
+	must(t, tg.settleInPlace(lastModified))
 	mark, err := tg.seal(digestOf(t, content, blockSize), lastModified)
 	must(t, err)
 	must(t, tg.rec.flush(mark, nil))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,19 @@ func seekData(f *os.File, off int64) (merkle.Extent, error) {
 		}
 		off = start // it was punched or cut off between the two calls
 	}
+}
+
+// setModified sets the modification time of f to the nanosecond, as long as there is
+// a /proc to name it by, else to the microsecond.
+func setModified(f *os.File, t time.Time) error {
+	return control(f, func(fd int) error {
+		to := unix.NsecToTimespec(t.UnixNano())
+		omit := unix.Timespec{Nsec: unix.UTIME_OMIT}
+		if unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), []unix.Timespec{omit, to}, 0) == nil {
+			return nil
+		}
+		return futimes(fd, t)
+	})
 }
 
 // punchFile makes a hole of a range of a regular file.

@@ -69,18 +69,10 @@ func lockFile(f *os.File, how lockMode) (bool, error) {
 	return true, nil
 }
 
-// setModified sets the modification time of f to the microsecond.
-func setModified(f *os.File, t time.Time) error {
-	now := unix.NsecToTimeval(t.UnixNano())
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = conn.Control(func(fd uintptr) {
-		failed = unix.Futimes(int(fd), []unix.Timeval{now, now})
-	})
-	return errors.Join(err, failed)
+// futimes sets the modification time of a file to the microsecond.
+func futimes(fd int, t time.Time) error {
+	at := unix.NsecToTimeval(t.UnixNano())
+	return unix.Futimes(fd, []unix.Timeval{at, at})
 }
 
 // owner returns whose a file is, or false if that is not known.

@@ -34,15 +34,17 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 		return err
 	}
 	if t.way == wayInPlace {
-		if err := t.settleInPlace(); err != nil {
+		if err := t.settleInPlace(modified); err != nil {
 			return err
 		}
 	}
 	if t.rec == nil { // nothing has changed
 		if t.j != nil && len(t.j.batches) == 0 {
-			return t.forget()
+			if err := t.forget(); err != nil {
+				return err
+			}
 		}
-		return nil
+		return t.follow(modified)
 	}
 	if t.way == wayNew {
 		// Once it is sealed it has to get into place.
@@ -68,15 +70,23 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 		return refuse(ErrChanged, "image %s: was changed by another program during the sync, and is left alone", t.place.path)
 	case err == nil && lost > 0:
 		return fmt.Errorf("image %s: %d blocks were damaged in its journal: sync again, which fetches them", t.place.path, lost)
+	case err != nil:
+		return err
 	}
-	return err
+	return t.follow(modified)
+}
+
+// follow is touch for a sync, which is complete without it: whoever reads the image
+// has it as it was, and the next sync sets its time.
+func (t *Target) follow(modified time.Time) error {
+	if err := t.touch(modified); !errors.Is(err, errReaders) {
+		return err
+	}
+	return nil
 }
 
 func (t *Target) seal(digest merkle.Hash, modified time.Time) (*seal, error) {
-	s := &seal{Digest: digest, Generation: t.generation + 1, Synced: time.Now().UnixNano(), Whole: t.anew}
-	if !modified.IsZero() {
-		s.Modified = modified.UnixNano()
-	}
+	s := &seal{Digest: digest, Generation: t.generation + 1, Synced: time.Now().UnixNano(), Whole: t.anew, Modified: nanoseconds(modified)}
 	if t.way != wayInPlace {
 		return s, nil
 	}
@@ -138,7 +148,7 @@ func (t *Target) baseSize() int64 {
 }
 
 // settleInPlace makes durable what was changed in place.
-func (t *Target) settleInPlace() error {
+func (t *Target) settleInPlace(modified time.Time) error {
 	if t.g.Size() != t.held && t.format != Device {
 		if err := t.startRecording(); err != nil {
 			return err
@@ -156,7 +166,15 @@ func (t *Target) settleInPlace() error {
 	if err := t.body.settle(); err != nil {
 		return err
 	}
-	return t.disk.stamp()
+	return t.disk.stamp(nanoseconds(modified))
+}
+
+// nanoseconds is 0 for a time that is not known.
+func nanoseconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
 }
 
 // checkSpace finds out whether there is space for what is in the journal to be put

@@ -73,6 +73,8 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		return a.beTarget(ctx, c, place, req)
 	case wire.VerbClean:
 		return a.clean(c, place, req)
+	case wire.VerbTouch:
+		return a.touch(c, place, req)
 	}
 	choice, err := image.ParseChoice(req.Format)
 	if err != nil {
@@ -132,6 +134,17 @@ func (a Agent) clean(c *Conn, place *image.Place, req *wire.Request) error {
 		return c.fail(err)
 	}
 	return c.write(&wire.Opened{Note: done})
+}
+
+// touch sets when an image was modified.
+func (a Agent) touch(c *Conn, place *image.Place, req *wire.Request) error {
+	if a.ReadOnly {
+		return c.fail(readOnly(req))
+	}
+	if err := image.SetModified(place, time.Unix(0, req.Modified)); err != nil {
+		return c.fail(err)
+	}
+	return c.write(&wire.Opened{})
 }
 
 // Open asks the agent at the other end to open an image. On success the agent

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
@@ -208,6 +209,32 @@ func TestAgentCleans(t *testing.T) {
 	}
 	if got := readImage(t, path, image.Raw); !bytes.Equal(got, noise(2_000_000)) {
 		t.Error("the image has changed")
+	}
+}
+
+// An agent sets the time of an image, unless it changes nothing.
+func TestAgentTouches(t *testing.T) {
+	a, inside, _ := rooted(t)
+	path, when := filepath.Join(inside, "disk"), time.Unix(1_500_000_000, 123_456_789)
+	must(t, os.WriteFile(path, noise(100_000), 0o600))
+	touch := func(agent session.Agent, name string) error {
+		c, ended := call(t, agent)
+		_, err := c.Open(t.Context(), wire.Request{Verb: wire.VerbTouch, Path: name, Modified: when.UnixNano()})
+		return errors.Join(err, ended())
+	}
+	readOnly := a
+	readOnly.ReadOnly = true
+	if err := touch(readOnly, "disk"); !errors.Is(err, image.ErrRefused) {
+		t.Errorf("a read-only agent returned %v", err)
+	}
+	if err := touch(a, "nothing"); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("of what does not exist: %v", err)
+	}
+	must(t, touch(a, "disk"))
+	info, err := os.Stat(path)
+	must(t, err)
+	if !info.ModTime().Equal(when) || !bytes.Equal(readImage(t, path, image.Raw), noise(100_000)) {
+		t.Errorf("modified at %v, want %v, or it has other content", info.ModTime(), when)
 	}
 }
 

@@ -96,6 +96,7 @@ const (
 	VerbInfo
 	VerbVerify
 	VerbClean
+	VerbTouch
 )
 
 // Request is the client's first message to an agent.
@@ -110,12 +111,13 @@ type Request struct {
 	Force    bool          // read an image that is known to be incomplete or damaged
 	StateDir string        // for what is stored about devices
 	Timeout  time.Duration // how long to wait for a silent peer; to the millisecond
+	Modified int64         // of the verb touch: as in Hello
 }
 
 func (*Request) kind() kind { return kindRequest }
 func (m *Request) fields(c *codec) {
 	verb, ms := int(m.Verb), m.Timeout.Milliseconds()
-	c.int(&verb, int(VerbClean))
+	c.int(&verb, int(VerbTouch))
 	c.string(&m.Path, maxText)
 	c.string(&m.Format, 16)
 	c.bool(&m.Raw)
@@ -125,6 +127,7 @@ func (m *Request) fields(c *codec) {
 	c.bool(&m.Force)
 	c.string(&m.StateDir, maxText)
 	c.int64(&ms)
+	c.int64(&m.Modified)
 	if verb == 0 || ms > int64(1000*time.Hour/time.Millisecond) {
 		c.fail(errors.New("a request without verb, or with an absurd timeout"))
 	}
