@@ -191,24 +191,9 @@ func (c *imageCommand) printBad(arg string, b wire.Bad) error {
 	return err
 }
 
-// stateOf names the state of an image.
-func stateOf(info *wire.Info) string {
-	switch {
-	case info.Incomplete:
-		return "incomplete"
-	case info.Bad > 0:
-		return "damaged"
-	case info.Changed:
-		return "changed"
-	case info.Stored:
-		return "complete"
-	}
-	return "unknown"
-}
-
 func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
 	m := inspection{Type: "info", Image: arg, Format: info.Format, Size: info.Size, Allocated: info.Allocated, BlockSize: info.BlockSize,
-		Bad: info.Bad, State: stateOf(info), Stored: info.Stored, Generation: info.Generation, Kept: info.Kept, Waiting: info.Waiting}
+		Bad: info.Bad, State: info.State(), Stored: info.Stored, Generation: info.Generation, Kept: info.Kept, Waiting: info.Waiting}
 	if info.Bad == 0 {
 		m.Digest = &info.Digest
 	}

@@ -33,7 +33,7 @@ func writeFile(t *testing.T, content []byte) string {
 // header returns an spgz header with any number of units.
 func header(units uint32) []byte {
 	h := make([]byte, headerSize)
-	copy(h, magic)
+	copy(h, Magic)
 	binary.LittleEndian.PutUint32(h[8:], units)
 	return h
 }
@@ -62,7 +62,7 @@ func TestDetect(t *testing.T) {
 	}{
 		{"empty", nil, Raw, false},
 		{"no header", noise(1, 50000), Raw, false},
-		{"magic alone", []byte(magic), Raw, false},
+		{"magic alone", []byte(Magic), Raw, false},
 		{"header alone", header(32), Spgz, false},
 		{"header of 12 bytes", header(32)[:12], Spgz, false},
 		{"too few units", header(2), Raw, true},

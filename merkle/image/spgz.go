@@ -10,10 +10,12 @@ import (
 	"github.com/diskrsync/diskrsync/merkle"
 )
 
+// Magic is what an spgz file begins with. So may any other.
+const Magic = "SPGZ0001"
+
 const (
-	magic      = "SPGZ0001"
 	headerSize = 4096 // of the file, padding included
-	headerUsed = len(magic) + 4
+	headerUsed = len(Magic) + 4
 	unit       = 4096 // what the header counts the size of a slot in
 
 	minUnits = 3 // the smallest slot that the original makes
@@ -55,8 +57,8 @@ func checkBlockSize(blockSize int) error {
 
 func encodeHeader(blockSize int) []byte {
 	h := make([]byte, headerSize)
-	copy(h, magic)
-	binary.LittleEndian.PutUint32(h[len(magic):], uint32((blockSize+1)/unit))
+	copy(h, Magic)
+	binary.LittleEndian.PutUint32(h[len(Magic):], uint32((blockSize+1)/unit))
 	return h
 }
 
@@ -67,10 +69,10 @@ func readHeader(d *disk) (int, error) {
 	if err := d.readFull(h, 0); err != nil {
 		return 0, err
 	}
-	if len(h) < headerUsed || string(h[:len(magic)]) != magic {
+	if len(h) < headerUsed || string(h[:len(Magic)]) != Magic {
 		return 0, fmt.Errorf("image %s: %w", d.path, errNotSpgz)
 	}
-	units := binary.LittleEndian.Uint32(h[len(magic):])
+	units := binary.LittleEndian.Uint32(h[len(Magic):])
 	if units < minUnits || units > maxUnits {
 		return 0, fmt.Errorf("image %s: %w: slots of %d times %d bytes, not %d to %d times",
 			d.path, errBadHeader, units, unit, minUnits, maxUnits)

@@ -455,6 +455,22 @@ type Info struct {
 	Waiting    int64 // bytes of a committed update that are yet to be put into the image
 }
 
+// State names the state of the image: complete, incomplete, damaged, changed (since
+// it was synced), or unknown.
+func (m *Info) State() string {
+	switch {
+	case m.Incomplete:
+		return "incomplete"
+	case m.Bad > 0:
+		return "damaged"
+	case m.Changed:
+		return "changed"
+	case m.Stored:
+		return "complete"
+	}
+	return "unknown"
+}
+
 func (*Info) kind() kind { return kindInfo }
 func (m *Info) fields(c *codec) {
 	c.string(&m.Format, 16)
