@@ -163,6 +163,7 @@ func (s *stream) Leaves(int64) ([]merkle.Hash, bool)          { return nil, fals
 func (s *stream) ReadAt([]byte, int64) (int, error)           { return 0, errors.ErrUnsupported }
 func (s *stream) NextData(int64) (e merkle.Extent, err error) { return e, io.EOF }
 func (s *stream) Punch(int64, int64) error                    { return nil } // as it is, if nothing is written
+func (s *stream) Remark() string                              { return "" }
 func (s *stream) Settle(int64, []merkle.Hash) error           { return nil }
 
 func (s *stream) Begin(size int64, blockSize int) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
 	"github.com/diskrsync/diskrsync/merkle/session"
+	"github.com/diskrsync/diskrsync/merkle/transport"
 	"github.com/diskrsync/diskrsync/merkle/wire"
 )
 
@@ -23,8 +26,8 @@ type inspection struct {
 	Size       int64        `json:"size"`
 	Allocated  int64        `json:"allocated"`
 	BlockSize  int          `json:"block_size"`
-	Digest     *merkle.Hash `json:"digest"` // null if there are bad blocks
-	Bad        int64        `json:"bad_blocks"`
+	Digest     *merkle.Hash `json:"digest"`     // null if it is not known, or there are bad blocks
+	Bad        int64        `json:"bad_blocks"` // as far as is known
 	State      string       `json:"state"`      // complete, incomplete, damaged, changed (since it was synced), unknown
 	Stored     bool         `json:"stored"`     // hashes are stored, and those of the image as it is
 	Generation int64        `json:"generation"` // how often it was synced, if stored
@@ -47,9 +50,10 @@ func (a *app) infoCommand() *cobra.Command {
 	c := &imageCommand{app: a}
 	cmd := c.command("info IMAGE", "Describe an image",
 		`Tells the format of an image, [[user@]host:]path, its sizes, when it was synced,
-whether it is whole, and the digest of its content. The digest is what was stored when
-the image was synced; if there is no such thing, or the image has changed since, all
-of it is read.`,
+whether it is whole, and the digest of its content: what was stored when it was synced.
+Nothing of the content is read, so if nothing is stored, or the image has changed since,
+the digest is not known. The exit status is 1 if the image is incomplete, or known to
+have bad blocks.`,
 		func(ctx context.Context, arg string) error { return c.inspect(ctx, arg, wire.VerbInfo) })
 	cmd.Flags().BoolVar(&a.json, "json", false, "write JSON")
 	return cmd
@@ -60,7 +64,11 @@ func (a *app) verifyCommand() *cobra.Command {
 	cmd := c.command("verify IMAGE", "Read all of an image and name what is bad",
 		`Reads all of an image, [[user@]host:]path, and names every block that cannot be read
 or decoded, or is not what was stored when the image was synced. These are recorded, so
-that the next sync fetches them. The exit status is 1 if there are any.`,
+that the next sync fetches them. The exit status is 1 if there are any, or the image is
+incomplete, or was changed by something else since.
+
+With --repair-from, an image that is not as it should be is synced at once, and
+described again as info does. The exit status is then 0 if it is as it should be now.`,
 		func(ctx context.Context, arg string) error { return c.verify(ctx, arg) })
 	cmd.Flags().BoolVar(&a.json, "json", false, "write one JSON object a line")
 	cmd.Flags().StringVar(&c.repairFrom, "repair-from", "", "if anything is bad, sync the image from this `source` at once")
@@ -79,6 +87,9 @@ func (c *imageCommand) clean(ctx context.Context, arg string) error {
 	l, err := location(arg)
 	if err != nil {
 		return err
+	}
+	if namesFolder(l) {
+		return fmt.Errorf("image %s: is a folder, not an image", arg)
 	}
 	var done string
 	if l.Remote {
@@ -102,6 +113,15 @@ func (c *imageCommand) clean(ctx context.Context, arg string) error {
 	return err
 }
 
+// namesFolder reports whether a path can be seen to be that of a folder.
+func namesFolder(l transport.Location) bool {
+	if l.Remote {
+		return l.Path == "" || strings.HasSuffix(l.Path, "/")
+	}
+	info, err := os.Stat(l.Path)
+	return err == nil && info.IsDir()
+}
+
 // unsound is the error of an image that is not what it should be.
 type unsound struct {
 	text     string
@@ -119,8 +139,8 @@ func judge(arg string, info *wire.Info, verb wire.Verb) error {
 		return &unsound{fmt.Sprintf("image %s: %s (diskrsync verify names them)", arg, badCount(info.Bad)), true}
 	case info.Bad > 0:
 		return &unsound{fmt.Sprintf("image %s: %s", arg, badCount(info.Bad)), info.Note == ""}
-	case info.Incomplete && verb == wire.VerbVerify:
-		return &unsound{fmt.Sprintf("image %s: is incomplete: an update in place was interrupted: sync to it again", arg), true}
+	case info.Incomplete:
+		return &unsound{fmt.Sprintf("image %s: is incomplete: %s", arg, harmless(info.Note)), true}
 	case info.Changed && verb == wire.VerbVerify:
 		return &unsound{fmt.Sprintf("image %s: was changed by something else since it was synced at %s: all of it can be read, and what it should be is not known: sync to it again", arg, synced), true}
 	}
@@ -134,31 +154,86 @@ func badCount(n int64) string {
 	return fmt.Sprintf("%d bad blocks", n)
 }
 
-// verify inspects an image and, if that is wanted, syncs it from where what is
-// bad can be had.
+// verify inspects an image and, if that is wanted, repairs it.
 func (c *imageCommand) verify(ctx context.Context, arg string) error {
-	err := c.inspect(ctx, arg, wire.VerbVerify)
-	bad := (*unsound)(nil)
-	if !errors.As(err, &bad) || c.repairFrom == "" {
-		return err
+	if c.repairFrom == "" {
+		return c.inspect(ctx, arg, wire.VerbVerify)
 	}
-	c.note(err.Error() + ": repairing it from " + c.repairFrom)
-	s := &syncRun{app: c.app, format: string(image.Auto), stateDir: c.stateDir, checksum: !bad.recorded}
+	s := &syncRun{app: c.app, format: string(image.Auto), stateDir: c.stateDir}
 	if err := s.parse([]string{c.repairFrom, arg}); err != nil {
 		return err
 	}
+	// Reading all of the image may take hours, after which it would be too late to
+	// hear that there is no such source.
+	if err := s.trySource(ctx); err != nil {
+		return err
+	}
+	err := c.inspect(ctx, arg, wire.VerbVerify)
+	bad := (*unsound)(nil)
+	if !errors.As(err, &bad) {
+		return err
+	}
+	c.note(err.Error() + ": repairing it from " + c.repairFrom)
+	s.checksum = !bad.recorded
+	return c.repair(ctx, arg, s)
+}
+
+// trySource makes sure that there is a source, and that it is not refused.
+func (s *syncRun) trySource(ctx context.Context) error {
+	if !s.source.Remote {
+		img, err := openLocal(s.source.Path, image.Options{Choice: s.choice, StateDir: s.stateDir})
+		if err != nil {
+			return err
+		}
+		return img.Close()
+	}
+	r, err := s.open(ctx, s.source, wire.Request{Verb: wire.VerbInfo, Format: string(s.choice), StateDir: s.stateDir})
+	if err != nil {
+		return err
+	}
+	info, err := session.AwaitInspection(ctx, r.Conn, nil, nil)
+	if err != nil {
+		return r.explain(err)
+	}
+	if err := judge(s.source.String(), info, wire.VerbInfo); err != nil {
+		return fmt.Errorf("%w as a source: %w", image.ErrRefused, err)
+	}
+	return nil
+}
+
+// repair runs a sync to an image and tells what has become of it.
+func (c *imageCommand) repair(ctx context.Context, arg string, s *syncRun) error {
 	started := time.Now()
 	result, err := s.sync(ctx)
 	if err != nil {
 		return fmt.Errorf("repairing: %w", err)
 	}
-	return s.summary(result, time.Since(started))
+	if err := s.summary(result, time.Since(started)); err != nil {
+		return err
+	}
+	info, err := c.describe(ctx, arg, wire.VerbInfo)
+	if err != nil {
+		return err
+	}
+	if info.Changed {
+		return fmt.Errorf("image %s: was changed by something else since it was repaired", arg)
+	}
+	return judge(arg, info, wire.VerbInfo)
 }
 
 func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) error {
-	img, r, err := c.open(ctx, arg, verb)
+	info, err := c.describe(ctx, arg, verb)
 	if err != nil {
 		return err
+	}
+	return judge(arg, info, verb)
+}
+
+// describe finds out about an image and prints it.
+func (c *imageCommand) describe(ctx context.Context, arg string, verb wire.Verb) (*wire.Info, error) {
+	img, r, err := c.open(ctx, arg, verb)
+	if err != nil {
+		return nil, err
 	}
 	bad := func(b wire.Bad) error { return c.printBad(arg, b) }
 	var info *wire.Info
@@ -174,13 +249,12 @@ func (c *imageCommand) inspect(ctx context.Context, arg string, verb wire.Verb) 
 		info, err = session.Inspect(ctx, img, opt)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.note(info.Note)
-	if err := c.printInfo(arg, info); err != nil {
-		return err
+	if !info.Incomplete { // then it is the error
+		c.note(info.Note)
 	}
-	return judge(arg, info, verb)
+	return info, c.printInfo(arg, info)
 }
 
 func (c *imageCommand) printBad(arg string, b wire.Bad) error {
@@ -194,7 +268,7 @@ func (c *imageCommand) printBad(arg string, b wire.Bad) error {
 func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
 	m := inspection{Type: "info", Image: arg, Format: info.Format, Size: info.Size, Allocated: info.Allocated, BlockSize: info.BlockSize,
 		Bad: info.Bad, State: info.State(), Stored: info.Stored, Generation: info.Generation, Kept: info.Kept, Waiting: info.Waiting}
-	if info.Bad == 0 {
+	if info.Digest != (merkle.Hash{}) {
 		m.Digest = &info.Digest
 	}
 	if info.Stored || info.Changed {
@@ -210,12 +284,15 @@ func (c *imageCommand) printInfo(arg string, info *wire.Info) error {
 	fmt.Fprintf(w, "size\t%d\t(%s)\n", m.Size, size(m.Size))
 	fmt.Fprintf(w, "allocated\t%d\t(%s)\n", m.Allocated, size(m.Allocated))
 	fmt.Fprintf(w, "block size\t%d\n", m.BlockSize)
-	digest := "none, as there are bad blocks"
-	if m.Digest != nil {
-		digest = m.Digest.String() // it depends on the block size
+	digest, bad := "unknown (diskrsync verify finds it out)", "none known"
+	switch {
+	case m.Bad > 0:
+		digest, bad = "none, as there are bad blocks", fmt.Sprint(m.Bad)
+	case m.Digest != nil:
+		digest, bad = m.Digest.String(), "0" // the digest depends on the block size
 	}
 	fmt.Fprintf(w, "digest\t%s\n", digest)
-	fmt.Fprintf(w, "bad blocks\t%d\n", m.Bad)
+	fmt.Fprintf(w, "bad blocks\t%s\n", bad)
 	fmt.Fprintf(w, "state\t%s\n", describeState(m))
 	return w.Flush() // which is where all errors of writing show
 }
@@ -225,7 +302,7 @@ func describeState(m inspection) string {
 	text := m.State
 	switch {
 	case m.State == "incomplete":
-		text += ": an update in place was interrupted, sync again"
+		text += ": an update of it was cut off half way"
 	case m.State == "changed":
 		text += fmt.Sprintf(": by something else, since it was synced at %s", m.Synced.Format("2006-01-02 15:04:05"))
 	case m.State == "unknown":

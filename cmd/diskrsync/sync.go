@@ -214,6 +214,7 @@ func (s *syncRun) here(ctx context.Context) (result session.Result, err error) {
 
 // summary tells what was done.
 func (s *syncRun) summary(r session.Result, took time.Duration) error {
+	s.note(r.Note)
 	if n := r.Target.Repaired; n > 0 {
 		s.note("unreadable in the target, and rewritten: " + blocks(n))
 	}

@@ -98,7 +98,9 @@ func TestRepairFrom(t *testing.T) {
 		r := newRotten(t, kind)
 		copied := lab.Copy(t, r.disk, b.Far("copy"))
 		for _, from := range []string{r.disk, "alpha:" + copied} {
-			b.Run(t, "verify", "--repair-from", from, r.path).OK(t)
+			if out := b.Run(t, "verify", "--repair-from", from, r.path).OK(t).Stdout; !strings.Contains(out, "state       complete") {
+				t.Errorf("it does not say that the image is complete now:\n%s", out)
+			}
 			r.sound(t)
 			r.rot(t)
 		}
@@ -135,8 +137,9 @@ func TestInPlace(t *testing.T) {
 // incomplete checks that an image is not given out for what it is not.
 func incomplete(t *testing.T, place string, run func(t *testing.T, args ...string) lab.Result) {
 	t.Helper()
-	if got := inspect(t, run(t, "info", "--json", place)); got.State != "incomplete" {
-		t.Errorf("info says %+v of an image that is half written", got)
+	told := run(t, "info", "--json", place)
+	if got := inspect(t, told); told.Code != failed || got.State != "incomplete" || got.Digest != "" {
+		t.Errorf("info says %+v of an image that is half written, and its exit status is %d", got, told.Code)
 	}
 	path := strings.TrimPrefix(place, "there:")
 	run(t, "cat", place).Fails(t, refused, path, "incomplete")

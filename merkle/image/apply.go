@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/docker/go-units"
+
 	"github.com/diskrsync/diskrsync/merkle"
 )
 
@@ -51,6 +53,9 @@ func (s *store) complete(j *journal, d *disk) (lost int, err error) {
 		if !errors.Is(err, errVoid) {
 			a.pause(d)
 		}
+		if isFull(err) {
+			err = s.needsRoom(j, err)
+		}
 		return 0, err
 	}
 	for _, blocks := range a.bad {
@@ -66,6 +71,14 @@ func (s *store) complete(j *journal, d *disk) (lost int, err error) {
 		return lost, s.markIncomplete(j, d)
 	}
 	return lost, s.dropJournal()
+}
+
+// needsRoom says what becomes of an update that is committed, and for which there is no
+// space in the image.
+func (s *store) needsRoom(j *journal, err error) error {
+	free, _ := s.images.Free() // only for the words
+	return fmt.Errorf("%v: the update is committed and safe: it is put into the image by whoever opens it once there is room for up to %s (%s are free)",
+		err, units.BytesSize(float64(j.end())), units.BytesSize(float64(free)))
 }
 
 // markIncomplete replaces a journal by one that says that the image is a mixture.

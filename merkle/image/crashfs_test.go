@@ -324,6 +324,26 @@ func (c *crashFS) used() (sum int64) {
 
 func (c *crashFS) Close() error { return nil }
 
+// Names returns the names in a folder.
+func (c *crashFS) Names(folder string) ([]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.fails(opRead); err != nil {
+		return nil, crashError("readdir", folder, err)
+	}
+	if inode, ok := c.now.names[path.Clean(folder)]; path.Clean(folder) != "." && (!ok || !c.now.nodes[inode].mode.IsDir()) {
+		return nil, crashError("readdir", folder, syscall.ENOENT)
+	}
+	var names []string
+	for name := range c.now.names {
+		if name != "." && path.Dir(name) == path.Clean(folder) {
+			names = append(names, path.Base(name))
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
 // names returns the names in the file system but those of folders.
 func (c *crashFS) names() []string {
 	var names []string

@@ -120,6 +120,14 @@ func TestDeviceAsSource(t *testing.T) {
 	wantError(t, err, nil, "no spgz image")
 }
 
+// deviceState returns what is stored about a device.
+func deviceState(t *testing.T, dev, state string) State {
+	t.Helper()
+	im := deviceImage(t, dev, state)
+	must(t, im.Close())
+	return im.State()
+}
+
 // deviceImage opens a device for reading, with what is stored about it.
 func deviceImage(t *testing.T, dev, state string) Image {
 	t.Helper()
@@ -178,9 +186,11 @@ func TestDeviceWithoutState(t *testing.T) {
 	state := t.TempDir()
 	writeImage(t, dev, TargetOptions{StateDir: state}, 8192, noise(1, 1<<20))
 	marker := systemMarker(t, dev)
-	if _, ok := source(t, dev, Auto).Hashes(8192).Root(0); ok {
+	im := source(t, dev, Auto)
+	if _, ok := im.Hashes(8192).Root(0); ok {
 		t.Error("a reader believes what is stored")
 	}
+	must(t, im.Close())
 	tg := target(t, dev, TargetOptions{})
 	must(t, tg.Begin(1<<20, 8192))
 	if _, ok := tg.Root(0); ok {
@@ -228,7 +238,7 @@ func TestDeviceIncomplete(t *testing.T) {
 	tg := target(t, dev, o)
 	must(t, tg.Begin(1<<20, 8192))
 	must(t, tg.Close())
-	if deviceImage(t, dev, o.StateDir).State().Incomplete {
+	if deviceState(t, dev, o.StateDir).Incomplete {
 		t.Error("incomplete before anything is written")
 	}
 	cutOff(t, dev, o, 8192, after, 5)
@@ -239,7 +249,7 @@ func TestDeviceIncomplete(t *testing.T) {
 	wantError(t, err, ErrIncomplete, "only a sync mends that")
 
 	again := loopOver(t, file) // under another number
-	if !deviceImage(t, again, o.StateDir).State().Incomplete {
+	if !deviceState(t, again, o.StateDir).Incomplete {
 		t.Error("it is not known under another number")
 	}
 	s := newSyncing(8192, 1)

@@ -86,7 +86,7 @@ func TestDeviceWithAndWithoutState(t *testing.T) {
 				for i, state := range states {
 					o := Options{StateDir: state}
 					same(t, "complete", readAllWith(t, dev, o), noise(3, size))
-					if s := deviceImage(t, dev, state).State(); s.Incomplete || s.Stored != (i == last && state != "") {
+					if s := deviceState(t, dev, state); s.Incomplete || s.Stored != (i == last && state != "") {
 						t.Errorf("complete, with state in %q: %+v", state, s)
 					}
 				}
@@ -122,7 +122,7 @@ func TestDeviceSealedAndCutOff(t *testing.T) {
 	for name, then := range map[string]func(t *testing.T, dev, state string){
 		"synced in other blocks": func(t *testing.T, dev, state string) {
 			writeImage(t, dev, TargetOptions{StateDir: state}, 16384, noise(3, size))
-			s := deviceImage(t, dev, state).State()
+			s := deviceState(t, dev, state)
 			if want := digestOf(t, noise(3, size), 16384); state != "" && (!s.Stored || s.Digest != want) {
 				t.Errorf("in other blocks: %+v", s)
 			}
@@ -157,7 +157,9 @@ func TestDeviceSealedAndCutOff(t *testing.T) {
 					t.Errorf("%d journals are left", n)
 				}
 				for _, state := range []string{named, "", states[1]} {
-					contentOf(t, deviceImage(t, dev, state)) // what is stored must be true
+					im := deviceImage(t, dev, state)
+					contentOf(t, im) // what is stored must be true
+					must(t, im.Close())
 				}
 				if t.Failed() {
 					t.Fatalf("folders %d", i)
@@ -190,7 +192,7 @@ func TestDeviceSealedAndChanged(t *testing.T) {
 			t.Errorf("changed %v: the root is known: %v", changed, ok)
 		}
 		must(t, tg.Close())
-		if s := deviceImage(t, dev, named).State(); s.Stored == changed || s.Incomplete {
+		if s := deviceState(t, dev, named); s.Stored == changed || s.Incomplete {
 			t.Errorf("changed %v: %+v", changed, s)
 		}
 		writeImage(t, dev, o, 8192, noise(2, size))

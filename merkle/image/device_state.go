@@ -27,7 +27,7 @@ func stateFolder() (string, error) {
 }
 
 // deviceStore returns the store of a device. That a device is incomplete is
-// always said in the usual folder, where everyone finds it. If that is not there,
+// always said in the usual folder, where all who run as the same user find it. If that is not there,
 // or cannot be made, the store has none: a machine that was started to restore a
 // disk may well have nowhere to write. Hashes are only kept in a folder that the
 // user has named.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/diskrsync/diskrsync/merkle"
 )
@@ -233,7 +232,7 @@ func (d *disk) fail(doing string, off int64, err error) error {
 
 // spaceError is cause, in words that say what to do about a full disk.
 func spaceError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
+	if isFull(err) {
 		return fmt.Errorf("no space left on its file system: %w", cause(err))
 	}
 	return cause(err)

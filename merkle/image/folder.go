@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -22,6 +23,9 @@ type folder interface {
 	Link(oldname, newname string) error
 	Rename(oldname, newname string) error
 	Remove(name string) error
+
+	// Names returns the names in a folder, in any order.
+	Names(name string) ([]string, error)
 
 	// Sync makes the names in a folder durable. Until then a crash may undo,
 	// one by one, whatever was made, moved or removed there.
@@ -100,6 +104,15 @@ func (o osFolder) OpenFile(name string, flag int, perm fs.FileMode) (file, error
 		return nil, err
 	}
 	return osFile{f}, nil
+}
+
+func (o osFolder) Names(name string) ([]string, error) {
+	dir, err := o.Root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	names, err := dir.Readdirnames(-1)
+	return names, errors.Join(err, dir.Close())
 }
 
 func (o osFolder) Sync(name string) error     { return syncFolder(o.Root, name) }

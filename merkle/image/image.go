@@ -223,10 +223,11 @@ type State struct {
 	Synced     time.Time   // when that was last, if Stored or Changed
 	Changed    bool        // by something else, since it was synced
 
-	Bad        int64 // blocks that are known to be wrong
-	Incomplete bool  // an update in place was interrupted: the content is a mixture
-	Kept       int64 // bytes of content that an interrupted run has left
-	Waiting    int64 // bytes of the journal that are yet to be put into the image
+	Bad        int64  // blocks that are known to be wrong
+	Incomplete bool   // an update was cut off half way: the content is a mixture
+	Why        string // it is incomplete, and what to do
+	Kept       int64  // bytes of content that an interrupted run has left
+	Waiting    int64  // bytes of the journal that are yet to be put into the image
 }
 
 // content is a format at work. Its size is that of the content as seen by the

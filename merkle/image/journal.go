@@ -188,7 +188,7 @@ func (h *journalHeader) encode() []byte {
 
 func decodeJournalHeader(p []byte) (h journalHeader, err error) {
 	at := func(i int) uint64 { return binary.LittleEndian.Uint64(p[i:]) }
-	if string(p[:8]) != journalMagic || binary.LittleEndian.Uint32(p[8:]) != journalVersion || !sealed(p) {
+	if string(p[:8]) != journalMagic || binary.LittleEndian.Uint32(p[8:]) != journalVersion || !sealed(p) || at(16) > merkle.MaxBlockSize {
 		return h, errJournal
 	}
 	h = journalHeader{Way: way(binary.LittleEndian.Uint32(p[12:])), BlockSize: int(at(16)),
@@ -243,9 +243,12 @@ func decodeBatch(p []byte, at int64, id uint64) (*batch, uint32) {
 	if string(p[:8]) != batchMagic || uint64(i64(0)) != id || !sealed(p) {
 		return nil, 0
 	}
+	if u32(2) > maxEntries || u32(3) > maxEntries { // before either becomes an int, which may be of 32 bits
+		return nil, 0
+	}
 	b := &batch{seq: i64(1), size: i64(2), payload: i64(3), first: i64(4), last: i64(5),
 		blocks: int(u32(2)), regions: int(u32(3)), entries: at + batchHeader + i64(3)}
-	if b.blocks > maxEntries || b.regions > maxEntries || b.payload < 0 || b.payload > merkle.MaxSize || b.size < 0 {
+	if b.payload < 0 || b.payload > merkle.MaxSize || b.size < 0 {
 		return nil, 0
 	}
 	if u32(0)&flagSealed != 0 {

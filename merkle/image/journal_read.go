@@ -17,7 +17,7 @@ import (
 // openJournal opens the journal of an image; nil if there is none. The error
 // matches errJournal if what is there cannot be believed.
 func openJournal(root folder, name, path string, flag int) (*journal, error) {
-	f, err := root.OpenFile(name, flag, 0)
+	f, err := openRegular(root, name, flag)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

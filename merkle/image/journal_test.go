@@ -161,6 +161,51 @@ func TestJournalCutAnywhere(t *testing.T) {
 	}
 }
 
+// Numbers that do not fit into an int of 32 bits, or overflow one when they are added
+// or multiplied, are no more than others that are too large.
+func TestJournalOfTooManyEntries(t *testing.T) {
+	for _, count := range [][2]uint32{
+		{1 << 31, 0}, {0, 1 << 31}, {1 << 31, 1 << 31}, {1<<32 - 1, 0}, {1<<32 - 1, 1}, {1, 1<<32 - 1}, {1<<32 - 1, 2},
+		{1<<32 - 8, 8}, {1<<31 + 1, 1 << 31}, {1<<31 - 1, 1}, {maxEntries + 1, 0}, {0, maxEntries + 1},
+	} {
+		j := newJournal(t, 512)
+		b := batch{size: 512, entries: firstBatch + batchHeader, seal: &seal{}}
+		head := b.encode(j.head.ID, crc32.Checksum(nil, castagnoli))[:batchHeader-sumSize]
+		binary.LittleEndian.PutUint32(head[16:], count[0])
+		binary.LittleEndian.PutUint32(head[20:], count[1])
+		_, err := j.f.WriteAt(append(sealPage(head, batchHeader), make([]byte, 100*entrySize)...), firstBatch)
+		must(t, err)
+		if got := reopened(t, j).batches; len(got) > 0 {
+			t.Errorf("%d entries of blocks and %d of regions: %+v", count[0], count[1], got)
+		}
+	}
+}
+
+func TestJournalOfTooLargeBlocks(t *testing.T) {
+	for _, size := range []uint64{0, merkle.MaxBlockSize + 1, 1 << 31, 1<<32 + 512, 1 << 63, 1<<64 - 1} {
+		j := newJournal(t, 512)
+		head := j.head.encode()[:journalPage-sumSize]
+		binary.LittleEndian.PutUint64(head[16:], size)
+		if h, err := decodeJournalHeader(sealPage(head, journalPage)); !errors.Is(err, errJournal) {
+			t.Errorf("blocks of %d bytes: %+v, %v", size, h, err)
+		}
+	}
+}
+
+func TestPagesOfTooManyExtents(t *testing.T) {
+	for _, count := range []uint32{maxExtents + 1, 1 << 29, 1<<29 + 1, 1 << 30, 1<<31 - 1, 1 << 31, 1<<31 + 1, 1<<32 - 1} {
+		for _, more := range []int{0, pagesExtent, 5 * pagesExtent} {
+			payload := append(binary.LittleEndian.AppendUint32(nil, count), make([]byte, more)...)
+			err := eachExtent(payload, func(at int, data []byte) error {
+				return fmt.Errorf("%d bytes at %d", len(data), at)
+			})
+			if !errors.Is(err, errJournal) {
+				t.Errorf("%d extents in %d bytes: %v", count, len(payload), err)
+			}
+		}
+	}
+}
+
 // FuzzOpenJournal opens whatever may lie in the place of a journal. The checksums
 // are set right where there is something to set, so that it gets further than to
 // them.

@@ -27,11 +27,18 @@ func (s *store) recover() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, j.close()) }()
-	if j.lastSeal() == nil {
+	switch {
+	case j.lastSeal() == nil:
 		return errVoid
+	case j.kept() > 0:
+		return errLater
 	}
 	return s.completeFile(j)
 }
+
+// errLater says that a later update was cut off, whose part would be lost if the ones
+// before were put into the image.
+var errLater = errors.New("has a later update that is to be gone on with")
 
 // lock takes the lock of a writer. A device has none: it is opened exclusively.
 func (s *store) lock() (*lock, error) {
@@ -106,7 +113,7 @@ func Clean(p *Place, stateDir string) (done string, err error) {
 		return "", err
 	}
 	switch {
-	case t.broken:
+	case t.broken && t.j != nil:
 		return "", refuse(ErrIncomplete, "image %s: is incomplete: an update in place was interrupted, and only a sync mends that", p.path)
 	case t.j != nil && t.j.lastSeal() != nil:
 		return "", refuse(ErrInUse, "image %s: is being read, and a committed update waits for that to end", p.path)

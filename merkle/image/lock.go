@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -57,7 +56,7 @@ func tryLock(s *store) (*lock, error) {
 	}
 	l := &lock{root: s.root, name: s.file(kindLock), path: s.path}
 	var err error
-	if l.f, err = s.root.OpenFile(l.name, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	if l.f, err = openRegular(s.root, l.name, os.O_RDWR|os.O_CREATE); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, errLockMoved
 		}
@@ -86,7 +85,7 @@ func (l *lock) take(path string) error {
 	}
 	// A lock that is not signed excludes others as well. On a full disk it is what
 	// lets an update be completed, and clean make room.
-	if err := l.sign(); err != nil && !errors.Is(err, syscall.ENOSPC) {
+	if err := l.sign(); err != nil && !isFull(err) {
 		_ = l.root.Remove(l.name) // a file without a lock means nothing
 		return fmt.Errorf("image %s: writing %s: %w", path, l.name, cause(err))
 	}
@@ -98,7 +97,7 @@ func (s *store) beingWritten() bool {
 	if s.root == nil {
 		return false
 	}
-	f, err := s.root.OpenFile(s.file(kindLock), os.O_RDONLY, 0)
+	f, err := openRegular(s.root, s.file(kindLock), os.O_RDONLY)
 	if err != nil {
 		return false
 	}

@@ -144,7 +144,8 @@ func (r *reader) open(p *Place) error {
 			return err
 		}
 		r.store = s
-	} else if err := r.excludeWriters(); err != nil {
+	}
+	if err := r.excludeWriters(); err != nil {
 		return err
 	}
 	if r.store.root != nil {
@@ -153,7 +154,7 @@ func (r *reader) open(p *Place) error {
 		}
 	}
 	if r.state.Incomplete && !r.opts.Examine && !r.opts.Force {
-		return refuse(ErrIncomplete, "image %s: is incomplete: an update in place was interrupted: sync to it again, or read it as it is with --force", r.store.path)
+		return refuse(ErrIncomplete, "image %s: is incomplete: %s, or read it as it is with --force", r.store.path, r.state.Why)
 	}
 	if r.state.Bad > 0 && !r.opts.Examine && !r.opts.Force {
 		return refuse(ErrIncomplete, "image %s: has %d bad blocks: sync to it again to repair them, or read it as it is with --force", r.store.path, r.state.Bad)
@@ -162,7 +163,9 @@ func (r *reader) open(p *Place) error {
 }
 
 // excludeWriters keeps the image as it is for as long as it is open. What cannot
-// be locked is read all the same, unless it is one of ours who writes it.
+// be locked is read all the same, unless it is one of ours who writes it; of a device
+// that somebody else has locked it is known that it is about to be changed, because
+// that is what such locks are for.
 func (r *reader) excludeWriters() error {
 	for range lockTries {
 		ok, err := r.disk.lock(shared)
@@ -171,7 +174,12 @@ func (r *reader) excludeWriters() error {
 		}
 		time.Sleep(lockPause) // the start of an update takes no longer
 	}
-	if r.opts.Force || r.opts.Examine || !r.store.beingWritten() {
+	switch {
+	case r.opts.Force || r.opts.Examine:
+		return nil
+	case r.disk.device:
+		return refuse(ErrInUse, "device %s: is locked by another program, which is changing it: wait for that to end, or read it as it is with --force", r.store.path)
+	case !r.store.beingWritten():
 		return nil
 	}
 	return refuse(ErrInUse, "image %s: is being changed in place: wait for that to end", r.store.path)
@@ -183,7 +191,7 @@ func (r *reader) readStore() error {
 	r.j, err = r.store.readJournal()
 	switch {
 	case errors.Is(err, errJournal):
-		r.state.Incomplete = true
+		r.state.Incomplete, r.state.Why = true, "the journal of an update is damaged: sync to it again"
 		return nil
 	case errors.Is(err, fs.ErrPermission) && r.opts.Force:
 		return nil
@@ -194,6 +202,11 @@ func (r *reader) readStore() error {
 	}
 	if r.j != nil {
 		if err := r.useJournal(); err != nil || r.state.Incomplete {
+			return err
+		}
+	}
+	if len(r.upto) == 0 {
+		if err := r.lookForClaims(); err != nil || r.state.Incomplete {
 			return err
 		}
 	}
@@ -244,29 +257,67 @@ func (r *reader) useJournal() error {
 		return err
 	}
 	h := &r.j.head
-	if now.Inode != h.Base.Inode || h.Way == wayRedo && !r.j.marked && now != h.Base {
+	switch {
+	case now.Inode != h.Base.Inode && r.j.claim() == claimHalf:
+		r.state.Incomplete, r.state.Why = true, "an update of a file of this name was cut off half way, and this may be a copy of that: sync to it again (diskrsync clean, if it is not)"
+		return nil
+	case now.Inode != h.Base.Inode || h.Way == wayRedo && !r.j.marked && now != h.Base:
 		return nil // it is about another image, or a former one
 	}
 	sealed := r.j.sealedBatches()
 	switch {
 	case sealed == 0 && h.Way == wayInPlace:
-		r.state.Incomplete = true
-	case sealed == 0:
-		r.state.Kept = r.j.kept()
-	case h.Way == wayInPlace: // the image is whole, and its outboard is outdated
+		r.state.Incomplete, r.state.Why = true, "an update in place was interrupted: sync to it again"
+		return nil
+	case sealed > 0:
 		r.state.Waiting = r.j.batches[sealed-1].end()
-	default:
-		r.upto = r.j.batches[:sealed]
-		r.state.Waiting = r.upto[sealed-1].end()
+	}
+	if h.Way == wayInPlace { // the image is whole, and its outboard is outdated
+		return nil
+	}
+	r.state.Kept = r.j.kept()
+	return r.useBatches(sealed)
+}
+
+// useBatches has the image read through what is sealed. If all of that is in it, and
+// someone else has changed it since, it is another image.
+func (r *reader) useBatches(sealed int) error {
+	if applied := r.j.applied(); applied != nil {
+		now, err := r.store.bound(r.disk)
+		if err != nil || now != *applied {
+			return err
+		}
+	}
+	r.upto = r.j.batches[:sealed]
+	return nil
+}
+
+// lookForClaims finds out whether the image was moved here while an update was on its
+// way into it.
+func (r *reader) lookForClaims() error {
+	if r.disk.device {
+		return nil
+	}
+	old, c, err := r.store.former(r.disk.f.Inode())
+	switch {
+	case err != nil && (r.opts.Force || r.opts.Examine):
+		return nil
+	case err != nil:
+		return err
+	case c == claimHalf:
+		r.state.Incomplete, r.state.Why = true, fmt.Sprintf("it was moved while an update was half way in it: give it its name %s back, which completes it", old)
+	case c == claimWaiting:
+		r.note = fmt.Sprintf("image %s: a committed update of it waits where it was before: give it its name %s back to have that", r.store.path, old)
 	}
 	return nil
 }
 
 func (r *reader) openContent() error {
-	var err error
-	if r.format, r.note, err = r.formatOf(); err != nil {
+	format, note, err := r.formatOf()
+	if err != nil {
 		return err
 	}
+	r.format, r.note = format, cmp.Or(note, r.note)
 	var base content = &flat{disk: r.disk, length: r.disk.held}
 	if r.format == Spgz {
 		s, err := openAnySlots(r.disk)

@@ -188,12 +188,12 @@ func eachExtent(p []byte, do func(at int, data []byte) error) error {
 	if len(p) < 4 {
 		return errJournal
 	}
-	n := int(binary.LittleEndian.Uint32(p))
-	if n > maxExtents || len(p) < 4+n*pagesExtent {
+	n := binary.LittleEndian.Uint32(p) // which an int of 32 bits may not hold
+	if n > maxExtents || len(p) < 4+int(n)*pagesExtent {
 		return errJournal
 	}
-	data := p[4+n*pagesExtent:]
-	for i := range n {
+	data := p[4+int(n)*pagesExtent:]
+	for i := range int(n) {
 		at, length := binary.LittleEndian.Uint32(p[4+i*pagesExtent:]), binary.LittleEndian.Uint32(p[8+i*pagesExtent:])
 		if at > merkle.MaxBlockSize || int64(length) > int64(len(data)) {
 			return errJournal

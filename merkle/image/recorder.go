@@ -279,6 +279,13 @@ func (r *recorder) tail() int64 {
 	return r.cur.tail
 }
 
+// kept returns about how many bytes of content are durable and not sealed.
+func (r *recorder) kept() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.j.kept()
+}
+
 // empty reports whether nothing was ever recorded.
 func (r *recorder) empty() bool {
 	r.mu.Lock()

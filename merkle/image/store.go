@@ -129,7 +129,7 @@ func (s *store) readJournal() (*journal, error) {
 // left it may have been killed at any point, so what can be seen of it need not be
 // durable. It is made so before anything is built upon it.
 func (s *store) openJournalToWrite() (*journal, error) {
-	f, err := s.root.OpenFile(s.file(kindJournal), os.O_RDWR, 0)
+	f, err := openRegular(s.root, s.file(kindJournal), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -280,7 +280,7 @@ func (s *store) changeTree(make bool) (*tree, error) {
 	if make {
 		flag |= os.O_CREATE
 	}
-	f, err := s.trees.OpenFile(s.file(kindTree), flag, 0o600)
+	f, err := openRegular(s.trees, s.file(kindTree), flag)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

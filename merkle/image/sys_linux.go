@@ -37,6 +37,24 @@ func seekData(f *os.File, off int64) (merkle.Extent, error) {
 	}
 }
 
+// inode returns a number that tells a file from others of its file system: that of
+// its inode and when it was made, where that is known. The number alone is given to
+// the next file as soon as one is removed.
+func inode(f *os.File) uint64 {
+	var st unix.Statx_t
+	err := control(f, func(fd int) error {
+		return unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_BTIME, &st)
+	})
+	if err != nil {
+		return plainInode(f) // the kernel is older than the call
+	}
+	if st.Mask&unix.STATX_BTIME == 0 {
+		return st.Ino
+	}
+	const odd = 0x9e3779b97f4a7c15 // spreads the time over all bits
+	return st.Ino ^ (uint64(st.Btime.Sec)*1e9+uint64(st.Btime.Nsec))*odd
+}
+
 // setModified sets the modification time of f to the nanosecond, as long as there is
 // a /proc to name it by, else to the microsecond.
 func setModified(f *os.File, t time.Time) error {

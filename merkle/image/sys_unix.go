@@ -75,16 +75,7 @@ func futimes(fd int, t time.Time) error {
 	return unix.Futimes(fd, []unix.Timeval{at, at})
 }
 
-// owner returns whose a file is, or false if that is not known.
-func owner(info fs.FileInfo) (int, bool) {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, false
-	}
-	return int(st.Uid), true
-}
-
-func inode(f *os.File) uint64 {
+func plainInode(f *os.File) uint64 {
 	info, err := f.Stat()
 	if err != nil {
 		return 0
@@ -94,6 +85,15 @@ func inode(f *os.File) uint64 {
 		return 0
 	}
 	return uint64(st.Ino)
+}
+
+// owner returns whose a file is, or false if that is not known.
+func owner(info fs.FileInfo) (int, bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(st.Uid), true
 }
 
 // syncFolder makes the names in a folder durable.

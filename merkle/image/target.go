@@ -69,6 +69,7 @@ type Target struct {
 	empty      Identity // of the empty file that a new image replaces
 	broken     bool     // the image is incomplete
 	generation int64
+	waits      bool // the update is committed, and not in the image yet
 
 	g      merkle.Geometry
 	view   *overlay
@@ -322,7 +323,7 @@ func (t *Target) know(batches []batch) *hashes {
 func (t *Target) beginJournal() error {
 	if t.j != nil && t.j.head.BlockSize != t.g.BlockSize() {
 		if t.j.lastSeal() != nil {
-			return refuse(ErrInUse, "image %s: an update of it waits until it is no longer being read: try again then", t.place.path)
+			return refuse(ErrInUse, "image %s: an update of it waits until it is no longer being read: try again then, or have diskrsync clean complete it", t.place.path)
 		}
 		if err := t.forget(); err != nil {
 			return err
@@ -396,7 +397,7 @@ func (t *Target) Settle(region int64, leaves []merkle.Hash) error {
 
 // keep remembers the first error of writing: there is no going on after it.
 func (t *Target) keep(err error) error {
-	if errors.Is(err, syscall.ENOSPC) && t.way != wayInPlace {
+	if isFull(err) && t.way != wayInPlace {
 		err = t.fullError(err)
 	}
 	if err != nil {
@@ -415,16 +416,21 @@ func (t *Target) fullError(err error) error {
 	if t.way == wayNew {
 		what = "the new image has"
 	}
-	var have int64
-	if t.rec != nil && t.way == wayRedo {
-		have = t.rec.tail()
-	} else if t.disk != nil {
+	var have, kept int64
+	if t.rec != nil {
+		have, kept = t.rec.tail(), t.rec.kept()
+	}
+	if t.disk != nil && t.way == wayNew {
 		have, _ = t.disk.allocated() // only for the words
 	}
 	free, _ := t.place.root.Free()
-	return fmt.Errorf("%w (%s %s so far, and %s are free: what has arrived is kept for the next run, and diskrsync clean drops it)",
-		err, what, units.BytesSize(float64(have)), units.BytesSize(float64(free)))
+	return fmt.Errorf("%w (%s %s so far, and %s are free: about %s of content are kept for the next run, and diskrsync clean drops them)",
+		err, what, units.BytesSize(float64(have)), units.BytesSize(float64(free)), units.BytesSize(float64(kept)))
 }
+
+// isFull reports whether an error says that there is no more space, or that the user
+// has been given no more.
+func isFull(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
 
 func (t *Target) check(first, count int64) error {
 	if err := t.writable(); err != nil {

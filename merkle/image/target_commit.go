@@ -65,6 +65,7 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 	lost, err := t.store.complete(t.j, t.disk)
 	switch {
 	case errors.Is(err, errReaders):
+		t.waits = true
 		return nil // it is sealed, and so it is done
 	case errors.Is(err, errVoid):
 		return refuse(ErrChanged, "image %s: was changed by another program during the sync, and is left alone", t.place.path)
@@ -74,6 +75,14 @@ func (t *Target) commit(digest merkle.Hash, modified time.Time) error {
 		return err
 	}
 	return t.follow(modified)
+}
+
+// Remark returns one line that the operator should see after the Commit, or "".
+func (t *Target) Remark() string {
+	if !t.waits {
+		return ""
+	}
+	return fmt.Sprintf("image %s: is being read, and stays as it is for those who do: the update is committed, and waits in the journal until diskrsync opens the image when they have ended (diskrsync info does)", t.place.path)
 }
 
 // follow is touch for a sync, which is complete without it: whoever reads the image

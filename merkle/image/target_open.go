@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/docker/go-units"
 )
@@ -25,8 +26,11 @@ func (t *Target) takeOver() error {
 		return t.dropPartial()
 	}
 	t.j = j
-	if j.lastSeal() == nil || t.opts.DryRun {
+	switch {
+	case j.lastSeal() == nil || t.opts.DryRun:
 		return nil
+	case j.kept() > 0 && !t.cleaning && !t.opts.InPlace:
+		return nil // to put in what was sealed would lose what has arrived since
 	}
 	switch err := t.store.completeFile(j); {
 	case t.cleaning && errors.As(err, new(*takenError)):
@@ -35,13 +39,25 @@ func (t *Target) takeOver() error {
 		t.tell("is being read: updates of it wait in its journal")
 		return nil
 	case errors.Is(err, errVoid):
-		t.tell("%v: what waited there is dropped", err)
-		return t.forget()
+		return t.void(err)
 	case err != nil:
 		return err
 	}
 	t.j = nil
 	return j.close()
+}
+
+// void deals with a journal that was sealed and is not about what is here now. Unless
+// what it is about can be found, it has nothing for anyone.
+func (t *Target) void(why error) error {
+	if err := t.store.strayed(t.j); err != nil && !t.cleaning {
+		return err
+	}
+	if t.j.claim() == claimHalf {
+		return nil // checkLeftovers looks what is here instead
+	}
+	t.tell("%v: what waited there is dropped", why)
+	return t.forget()
 }
 
 func (t *Target) openJournal() (*journal, error) {
@@ -99,6 +115,9 @@ func (t *Target) openNew(replaces fs.FileInfo) error {
 	if t.j == nil {
 		return nil
 	}
+	if err := t.store.strayed(t.j); err != nil && !t.cleaning {
+		return err
+	}
 	going, err := t.reopenPartial()
 	if err != nil {
 		return err
@@ -124,7 +143,7 @@ func (t *Target) reopenPartial() (bool, error) {
 	if h.Way != wayNew || h.Format != t.format || len(t.j.batches) == 0 {
 		return false, nil
 	}
-	f, err := t.store.root.OpenFile(t.store.file(kindPartial), t.flag(0), 0)
+	f, err := openRegular(t.store.root, t.store.file(kindPartial), t.flag(0))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -212,6 +231,17 @@ func (t *Target) checkLeftovers() error {
 		return nil
 	case t.j.head.Way == wayRedo && (now == then || t.j.marked && now.Inode == then.Inode):
 		return nil
+	case t.cleaning:
+		return t.forget()
+	}
+	if err := t.store.strayed(t.j); err != nil {
+		return err
+	}
+	if t.j.claim() == claimHalf {
+		// The file may be a copy of one that an update was put into half way.
+		err := t.j.close()
+		t.j, t.broken = nil, true
+		return err
 	}
 	return t.forget()
 }
@@ -312,12 +342,34 @@ func (t *Target) excludeReaders() error {
 	return nil
 }
 
+// excludeReadersOfDevice keeps those who read the device as we do, and udev, which
+// looks at it for a moment now and then, from doing so until the target is closed.
+func (t *Target) excludeReadersOfDevice() error {
+	if t.opts.DryRun {
+		return nil
+	}
+	for range lockTries {
+		free, err := t.disk.f.Lock(exclusive)
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("device %s: locking it: %w", t.place.path, cause(err))
+		}
+		if free || err != nil {
+			return nil
+		}
+		time.Sleep(lockPause)
+	}
+	return refuse(ErrInUse, "device %s: is being read: wait for that to end", t.place.path)
+}
+
 func (t *Target) openDevice(info fs.FileInfo) error {
 	var err error
 	if t.disk, err = t.place.open(t.flag(os.O_EXCL), info); err != nil {
 		return err
 	}
 	t.format, t.held, t.way = Device, t.disk.held, wayInPlace
+	if err := t.excludeReadersOfDevice(); err != nil {
+		return err
+	}
 	t.body = &flat{disk: t.disk, length: t.held}
 	if t.store, err = deviceStore(t.place, t.disk, t.opts.StateDir, !t.opts.DryRun); err != nil {
 		return err

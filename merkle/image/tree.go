@@ -29,7 +29,7 @@ type tree struct {
 // openTree opens an outboard for reading. One that is missing, damaged or of
 // another version is no error but nil: whatever it said can be found out again.
 func openTree(root folder, name, path string) (*tree, error) {
-	f, err := root.OpenFile(name, os.O_RDONLY, 0)
+	f, err := openRegular(root, name, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, nil
 	}

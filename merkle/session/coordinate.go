@@ -250,6 +250,7 @@ func (s *source) takeDone(m *wire.Done) error {
 		return fmt.Errorf("the target has digest %v where the source has %v", m.Digest, *s.digest)
 	}
 	s.mon.target.store(m.Stats)
+	s.mon.note.Store(&m.Note)
 	return errFinished
 }
 

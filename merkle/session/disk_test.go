@@ -41,6 +41,7 @@ type disk struct {
 	settled   map[int64][]merkle.Hash
 	committed bool
 	synced    time.Time // given to Commit
+	remark    string    // after that
 }
 
 // stored is what is stored of a disk: the tree of some content, perhaps in part.
@@ -306,3 +307,5 @@ func (d *disk) check(digest merkle.Hash) error {
 	}
 	return nil
 }
+
+func (d *disk) Remark() string { return d.remark }

@@ -12,7 +12,7 @@ import (
 )
 
 // InspectOptions say how an image is looked at. The zero value describes it from
-// what is stored, and reads it only if that is nothing.
+// what is stored, and reads nothing of the content.
 type InspectOptions struct {
 	Read    bool                 // read all of it, and compare it with what is stored
 	Record  bool                 // store which blocks are bad, for the next sync to fetch them
@@ -20,8 +20,9 @@ type InspectOptions struct {
 	Bad     func(wire.Bad) error // is told of each bad block, one at a time but in no order; may be nil
 }
 
-// Inspect describes img. The digest is that of the content only if nothing is
-// bad.
+// Inspect describes img. The digest is that of the content if nothing is bad. It is
+// zero, which no digest is, if there are bad blocks; or if none is stored, and the
+// content is not read.
 func Inspect(ctx context.Context, img image.Image, opt InspectOptions) (*wire.Info, error) {
 	if opt.Monitor == nil {
 		opt.Monitor = new(Monitor)
@@ -36,7 +37,7 @@ func Inspect(ctx context.Context, img image.Image, opt InspectOptions) (*wire.In
 		return nil, err
 	}
 	info, err := describe(img, bs)
-	if err != nil || info.Stored && !opt.Read {
+	if err != nil || !opt.Read {
 		return info, err
 	}
 	i := &inspector{InspectOptions: opt, img: img, tree: tree{g, img, img.Hashes(bs)}}
@@ -58,6 +59,9 @@ func describe(img image.Image, bs int) (*wire.Info, error) {
 	s := img.State()
 	info := &wire.Info{Format: string(img.Format()), Size: img.Size(), BlockSize: bs, Bad: s.Bad,
 		Stored: s.Stored, Changed: s.Changed, Incomplete: s.Incomplete, Kept: s.Kept, Waiting: s.Waiting}
+	if s.Incomplete {
+		info.Note = s.Why
+	}
 	if s.Stored || s.Changed {
 		info.Synced = s.Synced.UnixNano()
 	}
@@ -138,9 +142,6 @@ func (i *inspector) tell(block int64, err error) error {
 // record stores what is bad. If that cannot be done the rest is still worth
 // telling.
 func (i *inspector) record(info *wire.Info) {
-	if !i.Read {
-		return
-	}
 	err := errors.New("this agent changes nothing")
 	if i.Record {
 		err = i.img.RecordBad(i.bad)
@@ -151,7 +152,7 @@ func (i *inspector) record(info *wire.Info) {
 }
 
 // serveInspection is the agent's side of AwaitInspection. It names bad blocks if
-// all of the image is read, else it only counts them.
+// all of the image is read, else it only counts those that are known.
 func serveInspection(ctx context.Context, c *Conn, img image.Image, opt InspectOptions) error {
 	opt.Monitor = new(Monitor)
 	l := newLink(c, &opt.Monitor.source, &opt.Monitor.target, merkle.DefaultBlockSize)
@@ -172,7 +173,7 @@ func serveInspection(ctx context.Context, c *Conn, img image.Image, opt InspectO
 }
 
 // AwaitInspection is Inspect for an image that an agent opened with the verb
-// info or verify.
+// info or verify. With info there are no bad blocks to be told of, and bad may be nil.
 func AwaitInspection(ctx context.Context, c *Conn, mon *Monitor, bad func(wire.Bad) error) (*wire.Info, error) {
 	if mon == nil {
 		mon = new(Monitor)
@@ -182,7 +183,9 @@ func AwaitInspection(ctx context.Context, c *Conn, mon *Monitor, bad func(wire.B
 	err := l.run(ctx, func(_ context.Context, m wire.Message) error {
 		switch m := m.(type) {
 		case *wire.Bad:
-			return bad(*m)
+			if bad != nil {
+				return bad(*m)
+			}
 		case *wire.Info:
 			info = m
 			return errFinished

@@ -2,6 +2,7 @@ package session_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -55,6 +56,55 @@ func opened(t *testing.T, path string, o image.Options) image.Image {
 	must(t, err)
 	t.Cleanup(func() { img.Close() })
 	return img
+}
+
+// A sealed image must not be read.
+type sealed struct {
+	image.Image
+	t *testing.T
+}
+
+func (s sealed) ReadAt(p []byte, off int64) (int, error) {
+	s.t.Errorf("%d bytes at offset %d were read", len(p), off)
+	return s.Image.ReadAt(p, off)
+}
+
+// Without Read an image is described from what is stored; the digest is not known
+// if that is nothing, or is about another content.
+func TestInspectionWithoutReading(t *testing.T) {
+	for _, raw := range []bool{true, false} {
+		dir := t.TempDir()
+		source, path := filepath.Join(dir, "source"), filepath.Join(dir, "target")
+		must(t, os.WriteFile(source, noise(500_000), 0o600))
+		must(t, syncFiles(t, source, path, raw, session.Options{}).err())
+		describe := func(path string) *wire.Info {
+			t.Helper()
+			img := opened(t, path, image.Options{Examine: true})
+			defer img.Close()
+			info, err := session.Inspect(t.Context(), sealed{img, t}, session.InspectOptions{})
+			must(t, err)
+			if info.Bad != 0 || info.Size != 500_000 {
+				t.Errorf("%+v", info)
+			}
+			return info
+		}
+		want, _ := inspected(t, path)
+		if info := describe(path); info.State() != "complete" || info.Digest != want.Digest || info.Digest == (merkle.Hash{}) {
+			t.Errorf("complete: %+v, want digest %v", info, want.Digest)
+		}
+		then := time.Now().Add(-time.Hour)
+		must(t, os.Chtimes(path, then, then))
+		if info := describe(path); info.State() != "changed" || info.Digest != (merkle.Hash{}) {
+			t.Errorf("changed: %+v", info)
+		}
+		if read, _ := inspected(t, path); read.State() != "changed" || read.Digest != want.Digest {
+			t.Errorf("changed, and read: %+v, want digest %v", read, want.Digest)
+		}
+		must(t, os.RemoveAll(filepath.Join(dir, ".diskrsync")))
+		if info := describe(path); info.State() != "unknown" || info.Digest != (merkle.Hash{}) {
+			t.Errorf("unknown: %+v", info)
+		}
+	}
 }
 
 // What rots below an update that waits is found, but not recorded: the hashes that
@@ -124,8 +174,17 @@ func TestInspectionOfAnIncompleteImage(t *testing.T) {
 	must(t, target.Put(image.Block{Index: 1, Leaf: merkle.Leaf(block), Data: block}))
 	must(t, target.Close())
 	for range 2 {
+		img := opened(t, path, image.Options{Examine: true})
+		described, err := session.Inspect(t.Context(), sealed{img, t}, session.InspectOptions{})
+		must(t, errors.Join(err, img.Close()))
+		if !described.Incomplete || described.Digest != (merkle.Hash{}) {
+			t.Errorf("%+v", described)
+		}
 		info, bad := inspected(t, path)
-		if !info.Incomplete || info.Stored || info.Changed || info.Bad != 0 || len(bad) > 0 || info.Note != "" {
+		if info.Digest == (merkle.Hash{}) {
+			t.Error("what was read has no digest")
+		}
+		if !info.Incomplete || info.Stored || info.Changed || info.Bad != 0 || len(bad) > 0 || !strings.Contains(info.Note, "sync to it again") {
 			t.Errorf("%+v, bad are %d", info, bad)
 		}
 	}

@@ -159,6 +159,7 @@ func (r *relay) watchTarget(m wire.Message) error {
 		r.mon.target.store(m.Stats)
 	case *wire.Done:
 		r.mon.target.store(m.Stats)
+		r.mon.note.Store(&m.Note)
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if !r.finished || m.Digest != r.digest {

@@ -137,19 +137,25 @@ type Result struct {
 	Size           int64
 	BlockSize      int
 	Source, Target wire.Stats
-	Sent, Received int64 // bytes on the wire, from the source to the target and back
+	Sent, Received int64  // bytes on the wire, from the source to the target and back
+	Note           string // what the operator should know of the target, or ""
 }
 
 // A Monitor shows a session at work. Its methods may be called at any time.
 type Monitor struct {
 	size, sent, received atomic.Int64
 	source, target       counters
+	note                 atomic.Pointer[string]
 }
 
 // Snapshot returns the state of things: the size of the image, 0 while it is
 // not known, and what was done so far. What a peer did arrives once a second.
 func (m *Monitor) Snapshot() Result {
-	return Result{Size: m.size.Load(), Source: m.source.load(), Target: m.target.load(), Sent: m.sent.Load(), Received: m.received.Load()}
+	r := Result{Size: m.size.Load(), Source: m.source.load(), Target: m.target.load(), Sent: m.sent.Load(), Received: m.received.Load()}
+	if note := m.note.Load(); note != nil {
+		r.Note = *note
+	}
+	return r
 }
 
 // counters are wire.Stats that many goroutines count.
@@ -219,6 +225,7 @@ type Target interface {
 	Punch(first, count int64) error                  // blocks
 	Settle(region int64, leaves []merkle.Hash) error // that was read, or written to
 	Commit(digest merkle.Hash, modified time.Time) error
+	Remark() string // what the operator should know after the Commit, or ""
 }
 
 // agree returns the block size of a session: that of an spgz target, so that a

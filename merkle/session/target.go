@@ -560,7 +560,12 @@ func (t *target) end(ctx context.Context) error {
 			return err
 		}
 	}
-	return t.link.finish(ctx, &wire.Done{Digest: t.digest, Stats: t.n.load()})
+	note := ""
+	if !t.hello.DryRun {
+		note = t.img.Remark()
+	}
+	t.mon.note.Store(&note)
+	return t.link.finish(ctx, &wire.Done{Digest: t.digest, Stats: t.n.load(), Note: note})
 }
 
 func (t *target) commit(ctx context.Context, want merkle.Hash) error {

@@ -393,12 +393,14 @@ func (m *Finish) fields(c *codec) {
 type Done struct {
 	Digest merkle.Hash
 	Stats  Stats
+	Note   string // for the operator, may be empty
 }
 
 func (*Done) kind() kind { return kindDone }
 func (m *Done) fields(c *codec) {
 	c.fixed(m.Digest[:])
 	m.Stats.fields(c)
+	c.text(&m.Note)
 }
 
 // Progress tells how far a side is, and that it is alive.
@@ -450,7 +452,7 @@ type Info struct {
 	Generation int64 // how often the image was synced, if Stored
 	Synced     int64 // when that was last, in nanoseconds since 1970, if Stored or Changed
 	Changed    bool  // by something else, since it was synced
-	Incomplete bool  // an update in place was interrupted
+	Incomplete bool  // an update was cut off half way
 	Kept       int64 // bytes of content that an interrupted run has left
 	Waiting    int64 // bytes of a committed update that are yet to be put into the image
 }

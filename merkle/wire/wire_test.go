@@ -62,7 +62,7 @@ func samples() []sample {
 		{"refetch", &Refetch{Index: 1, Leaf: fill(4)}},
 		{"advance", &Advance{Through: 2048}},
 		{"finish", &Finish{Digest: fill(6), Stats: stats}},
-		{"done", &Done{Digest: fill(6), Stats: stats}},
+		{"done", &Done{Digest: fill(6), Stats: stats, Note: "waits"}},
 		{"progress", &Progress{Stats: stats}},
 		{"error", &Error{Code: CodeChanged, Text: "the source changed"}},
 		{"info", &Info{Format: "spgz", Size: 10, Allocated: 8192, BlockSize: 131071, Digest: fill(7), Bad: 1, Note: "n"}},
