@@ -342,13 +342,17 @@ func (t *Target) excludeReaders() error {
 	return nil
 }
 
-// excludeReadersOfDevice keeps those who read the device as we do, and udev, which
-// looks at it for a moment now and then, from doing so until the target is closed.
+// glances is how long those are waited for who only look at a device: udev, and who
+// lists what there is.
+const glances = 10 * time.Second
+
+// excludeReadersOfDevice keeps those who read the device as we do from doing so until
+// the target is closed.
 func (t *Target) excludeReadersOfDevice() error {
 	if t.opts.DryRun {
 		return nil
 	}
-	for range lockTries {
+	for range glances / lockPause {
 		free, err := t.disk.f.Lock(exclusive)
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("device %s: locking it: %w", t.place.path, cause(err))
