@@ -1,0 +1,125 @@
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/rclone/rclone/fs"
+	"github.com/rclone/rclone/fs/accounting"
+	"github.com/rclone/rclone/lib/atexit"
+
+	"github.com/diskrsync/diskrsync/merkle/session"
+)
+
+// An account is where rclone counts a transfer, or nil.
+type account struct{ *accounting.Account }
+
+// release returns what in reads from without being counted, and where to count.
+func release(in io.Reader) (io.Reader, account) {
+	if acc, ok := in.(*accounting.Account); ok {
+		return acc.OldStream(), account{acc}
+	}
+	if stream, acc := accounting.UnWrapAccounting(in); acc != nil {
+		return stream, account{acc}
+	}
+	return in, account{}
+}
+
+// Abandon stops reading ahead, as nothing will be read.
+func (a account) Abandon() {
+	if a.Account != nil {
+		a.Account.Abandon()
+	}
+}
+
+// reportEvery is how often rclone is told how far a sync is. It shows that twice a
+// second at most.
+const reportEvery = 100 * time.Millisecond
+
+// A following counts what a session does for as long as it runs.
+type following struct {
+	ctx     context.Context // ends with the one it was made from, or at --max-transfer
+	cancel  context.CancelCauseFunc
+	account account
+	mon     *session.Monitor
+	counted int64
+	stop    chan struct{}
+	stopped chan struct{}
+}
+
+// follow counts what is compared of an image.
+func (a account) follow(ctx context.Context, mon *session.Monitor) *following {
+	f := &following{account: a, mon: mon, stop: make(chan struct{}), stopped: make(chan struct{})}
+	f.ctx, f.cancel = context.WithCancelCause(ctx)
+	go func() {
+		defer close(f.stopped)
+		tick := time.NewTicker(reportEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-f.stop:
+				return
+			case <-tick.C:
+				f.count(mon.Snapshot().Source.Scanned)
+				if overLimit(ctx, 0) {
+					f.cancel(accounting.ErrorMaxTransferLimitReachedFatal)
+				}
+			}
+		}
+	}()
+	return f
+}
+
+// count brings the account up to what has been compared.
+func (f *following) count(scanned int64) {
+	if n := scanned - f.counted; n > 0 && f.account.Account != nil {
+		f.account.AccountReadN(n)
+		f.counted = scanned
+	}
+}
+
+// end stops counting, and returns the error that the sync ends with.
+func (f *following) end(r session.Result, err error) error {
+	close(f.stop)
+	<-f.stopped
+	defer f.cancel(nil)
+	if err == nil {
+		f.count(r.Size)
+		return nil
+	}
+	if cause := context.Cause(f.ctx); cause != nil && errors.Is(err, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// overLimit reports whether with so many bytes more there is too much, for
+// --max-transfer with --cutoff-mode hard.
+func overLimit(ctx context.Context, more int64) bool {
+	ci := fs.GetConfig(ctx)
+	return ci.MaxTransfer >= 0 && ci.CutoffMode == fs.CutoffModeHard && accounting.Stats(ctx).GetBytes()+more > int64(ci.MaxTransfer)
+}
+
+// interruptible ends ctx when rclone is told to end, and has it wait until stop was
+// called: what has arrived is made durable for the next run, and a far agent ends.
+func interruptible(ctx context.Context) (context.Context, func()) {
+	const patience = 10 * time.Second
+	ctx, cancel := context.WithCancel(ctx)
+	over := make(chan struct{})
+	handle := atexit.Register(func() {
+		cancel()
+		select {
+		case <-over:
+		case <-time.After(patience):
+		}
+	})
+	return ctx, func() {
+		close(over)
+		cancel()
+		if !atexit.Signalled() {
+			atexit.Unregister(handle)
+		}
+	}
+}
