@@ -1,0 +1,202 @@
+package diskrsync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/rclone/rclone/fs"
+	"github.com/rclone/rclone/fs/hash"
+
+	"github.com/diskrsync/diskrsync/backend/endpoint"
+	"github.com/diskrsync/diskrsync/merkle/image"
+)
+
+// Object is an image, by its content
+type Object struct {
+	f      *Fs
+	remote string
+
+	mu sync.Mutex // for what follows
+	description
+}
+
+// Fs returns read only access to the Fs that this object is part of
+func (o *Object) Fs() fs.Info { return o.f }
+
+// String returns a description of the Object
+func (o *Object) String() string {
+	if o == nil {
+		return "<nil>"
+	}
+	return o.remote
+}
+
+// Remote returns the remote path
+func (o *Object) Remote() string { return o.remote }
+
+// now returns what is known of the image.
+func (o *Object) now() description {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.description
+}
+
+// Size returns the size of the content, however large the image's file is
+func (o *Object) Size() int64 { return o.now().size }
+
+// ModTime returns when the source was modified
+func (o *Object) ModTime(context.Context) time.Time { return o.now().modified }
+
+// Hash returns none: that of all the content is not stored, see the commands.
+func (o *Object) Hash(context.Context, hash.Type) (string, error) { return "", hash.ErrUnsupported }
+
+// Storable says whether this object can be stored
+func (o *Object) Storable() bool { return true }
+
+// UnWrap returns the file that the image is in
+func (o *Object) UnWrap() fs.Object { return o.now().file }
+
+// place returns where the image is, for what only an agent or this machine can do.
+func (o *Object) place() (endpoint.Place, error) { return o.f.place(o.remote) }
+
+// ImageSource returns the image that a sync reads instead of the stream of Open
+func (o *Object) ImageSource() (endpoint.Source, error) {
+	if o.f.site == nil {
+		return endpoint.Source{}, endpoint.ErrNotPlaced
+	}
+	place, err := o.place()
+	return endpoint.Source{Place: place, Format: o.now().choice(), Checksum: o.f.opt.Checksum}, err
+}
+
+// SetModTime sets when the source was modified, and keeps what is stored of the
+// image's hashes
+func (o *Object) SetModTime(ctx context.Context, modified time.Time) error {
+	d := o.now()
+	if o.f.site == nil {
+		if err := d.file.SetModTime(ctx, modified); err != nil {
+			return err
+		}
+	} else {
+		place, err := o.place()
+		if err != nil {
+			return err
+		}
+		if err := endpoint.SetModified(ctx, place, modified); err != nil {
+			return err
+		}
+	}
+	return o.refresh(ctx)
+}
+
+// refresh looks at the image anew.
+func (o *Object) refresh(ctx context.Context) error {
+	d, err := o.f.find(ctx, o.remote)
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.description = d
+	return nil
+}
+
+// Update brings the image to what in gives, or to the image behind src, by a sync
+func (o *Object) Update(ctx context.Context, in io.Reader, src fs.ObjectInfo, options ...fs.OpenOption) error {
+	if err := o.f.upload(ctx, o, in, src, o.remote); err != nil {
+		return err
+	}
+	return o.refresh(ctx)
+}
+
+// Remove an image, and what is stored about it
+func (o *Object) Remove(ctx context.Context) error {
+	if err := o.now().file.Remove(ctx); err != nil {
+		return err
+	}
+	return o.f.removeStored(ctx, o.remote)
+}
+
+// Open the content for reading. Images of this machine are kept from changing
+// meanwhile; with those elsewhere it is an error at the end if they have.
+func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadCloser, error) {
+	if o.f.site != nil && o.f.site.host == nil {
+		return o.openHere(ctx, options)
+	}
+	d := o.now()
+	if d.unfinished {
+		if err := o.complete(ctx); err != nil {
+			return nil, err
+		}
+		d = o.now()
+	}
+	img, err := d.view(ctx, o.f, o.remote)
+	if err != nil {
+		return nil, err
+	}
+	if img.Size() != d.size {
+		return nil, errors.Join(fmt.Errorf("%s: has %d bytes now and had %d when it was found", o.remote, img.Size(), d.size), img.Close())
+	}
+	changed := func() error {
+		now, err := o.f.find(ctx, o.remote)
+		if err != nil {
+			return err
+		}
+		if !now.same(&d) {
+			return fmt.Errorf("%s: %w", o.remote, image.ErrChanged)
+		}
+		return nil
+	}
+	return endpoint.NewReader(ctx, o, img, d.size, changed, func() error { return nil }, options), nil
+}
+
+func (o *Object) openHere(ctx context.Context, options []fs.OpenOption) (io.ReadCloser, error) {
+	where, err := o.place()
+	if err != nil {
+		return nil, err
+	}
+	place, err := image.Locate(where.Path)
+	if err != nil {
+		return nil, err
+	}
+	img, err := image.Open(place, image.Options{Choice: o.now().choice(), Checksum: o.f.opt.Checksum})
+	if err != nil {
+		return nil, errors.Join(err, place.Close())
+	}
+	size := o.Size()
+	if img.Size() != size {
+		return nil, errors.Join(fmt.Errorf("%s: has %d bytes now and had %d when it was found", o.remote, img.Size(), size), img.Close(), place.Close())
+	}
+	return endpoint.NewReader(ctx, o, img, size, img.Changed, place.Close, options), nil
+}
+
+// complete has the far machine put into the image what was committed and waits in
+// its journal. Where that cannot be done nobody can say what the image holds.
+func (o *Object) complete(ctx context.Context) error {
+	if o.f.site == nil {
+		return fmt.Errorf("%s: a sync of it is unfinished, or was when it was copied to %s: complete it where it was made, and copy it again", o.remote, o.f.opt.Remote)
+	}
+	src, err := o.ImageSource()
+	if err != nil {
+		return err
+	}
+	info, _, err := endpoint.Inspect(ctx, src, false)
+	switch {
+	case err != nil:
+		return err
+	case info.Incomplete:
+		return fmt.Errorf("%s: is incomplete: an update in place was interrupted: sync to it again", o.remote)
+	case info.Waiting > 0:
+		return fmt.Errorf("%s: an update of it waits until it is no longer being read: try again then", o.remote)
+	}
+	return o.refresh(ctx)
+}
+
+var (
+	_ fs.Object          = (*Object)(nil)
+	_ fs.ObjectUnWrapper = (*Object)(nil)
+	_ endpoint.Placed    = (*Object)(nil)
+)
