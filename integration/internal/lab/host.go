@@ -90,7 +90,8 @@ func (h *Host) publicKey(t testing.TB, name string) []byte {
 // Trust makes the client accept this public key of the host and no other.
 func (h *Host) Trust(t testing.TB, publicKey []byte) {
 	t.Helper()
-	Write(t, filepath.Join(h.Dir, "known_hosts"), append([]byte("alpha,beta "), publicKey...), 0o600)
+	names := fmt.Sprintf("alpha,beta,[127.0.0.1]:%d ", h.port)
+	Write(t, filepath.Join(h.Dir, "known_hosts"), append([]byte(names), publicKey...), 0o600)
 }
 
 func (h *Host) configureServer(t testing.TB, o HostOptions) string {
@@ -107,6 +108,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitUserRC no
 MaxStartups 100
+Subsystem sftp internal-sftp
 `, h.port, h.Dir)
 	if o.Login != "" {
 		login := Write(t, filepath.Join(h.Dir, "login"), []byte("#!/bin/sh\n"+o.Login+"\n"), 0o755)
@@ -158,6 +160,14 @@ func (h *Host) awaitServer(t testing.TB) {
 // further ones.
 func (h *Host) Args(args ...string) []string {
 	return append([]string{"--ssh-flags", h.SSHFlags, "--cmd-path", h.Agent}, args...)
+}
+
+// Remote returns the settings of an sftp remote of rclone that is the host.
+func (h *Host) Remote(t testing.TB) []string {
+	t.Helper()
+	me := Must(user.Current())(t)
+	return []string{"host=127.0.0.1", fmt.Sprintf("port=%d", h.port), "user=" + me.Username,
+		"key_file=" + filepath.Join(h.Dir, "user_key"), "known_hosts_file=" + filepath.Join(h.Dir, "known_hosts")}
 }
 
 // SSH returns the ssh command line that reaches the host, for other programs.
