@@ -61,8 +61,8 @@ rclone-diskrsync backend clean disks: root.img
 // Command the backend to run a named command
 func (f *Fs) Command(ctx context.Context, name string, arg []string, opt map[string]string) (any, error) {
 	do, ok := map[string]func(context.Context, string) (any, error){
-		"info":   func(ctx context.Context, remote string) (any, error) { return f.inspect(ctx, remote, false) },
-		"verify": func(ctx context.Context, remote string) (any, error) { return f.inspect(ctx, remote, true) },
+		"info":   f.info,
+		"verify": f.verify,
 		"tree":   f.tree,
 		"clean":  f.clean,
 	}[name]
@@ -92,8 +92,8 @@ func (f *Fs) Command(ctx context.Context, name string, arg []string, opt map[str
 	return results, nil
 }
 
-// An inspection is what the commands info and verify tell of an image.
-type inspection struct {
+// An Inspection is what the commands info and verify tell of an image.
+type Inspection struct {
 	Image      string       `json:"image"`
 	Format     string       `json:"format"`
 	Size       int64        `json:"size"`
@@ -106,18 +106,36 @@ type inspection struct {
 	Kept       int64        `json:"kept"`
 	Waiting    int64        `json:"waiting"`
 	BadBlocks  int64        `json:"bad_blocks"`
-	Bad        []badBlock   `json:"bad,omitempty"`
+	Bad        []BadBlock   `json:"bad,omitempty"`
 }
 
-type badBlock struct {
+// A BadBlock is one that cannot be read, or is not what was stored of it.
+type BadBlock struct {
 	Block   int64  `json:"block"`
 	Offset  int64  `json:"offset"`
 	Length  int64  `json:"length"`
 	Message string `json:"message"`
 }
 
-// inspect describes an image, and with verify reads all of it.
-func (f *Fs) inspect(ctx context.Context, remote string, verify bool) (any, error) {
+func (f *Fs) info(ctx context.Context, remote string) (any, error) {
+	return known(f.Inspect(ctx, remote, false))
+}
+
+func (f *Fs) verify(ctx context.Context, remote string) (any, error) {
+	return known(f.Inspect(ctx, remote, true))
+}
+
+// known keeps a nil pointer out of an interface.
+func known(i *Inspection, err error) (any, error) {
+	if i == nil {
+		return nil, err
+	}
+	return i, err
+}
+
+// Inspect describes an image, and with verify reads all of it. It may return an
+// error as well as what it has found.
+func (f *Fs) Inspect(ctx context.Context, remote string, verify bool) (*Inspection, error) {
 	place, err := f.place(remote)
 	if err != nil {
 		return nil, err
@@ -129,7 +147,7 @@ func (f *Fs) inspect(ctx context.Context, remote string, verify bool) (any, erro
 	if info.Note != "" {
 		fs.Logf(remote, "%s", info.Note)
 	}
-	result := &inspection{Image: remote, Format: info.Format, Size: info.Size, Allocated: info.Allocated, BlockSize: info.BlockSize,
+	result := &Inspection{Image: remote, Format: info.Format, Size: info.Size, Allocated: info.Allocated, BlockSize: info.BlockSize,
 		State: info.State(), Generation: info.Generation, Kept: info.Kept, Waiting: info.Waiting, BadBlocks: info.Bad}
 	if info.Digest != (merkle.Hash{}) {
 		result.Digest = &info.Digest
@@ -139,7 +157,7 @@ func (f *Fs) inspect(ctx context.Context, remote string, verify bool) (any, erro
 		result.Synced = &synced
 	}
 	for _, b := range bad {
-		result.Bad = append(result.Bad, badBlock{b.Index, b.Offset, b.Length, b.Text})
+		result.Bad = append(result.Bad, BadBlock{b.Index, b.Offset, b.Length, b.Text})
 	}
 	switch {
 	case info.Bad > 0:

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	_ "github.com/diskrsync/diskrsync/backend/blockdev"
+	_ "github.com/diskrsync/diskrsync/backend/diskrsync"
 )
 
 func main() {

@@ -7,7 +7,7 @@ import (
 	"github.com/rclone/rclone/fs"
 	"github.com/spf13/cobra"
 
-	"github.com/diskrsync/diskrsync/backend/diskrsync"
+	"github.com/diskrsync/diskrsync/backend/job"
 )
 
 // syncCommand is copyto that skips nothing.
@@ -37,13 +37,13 @@ To and from any other remote it is a copy.
 		Run: func(command *cobra.Command, args []string) {
 			cmd.CheckArgs(2, 2, command, args)
 			ctx := context.Background()
-			job, err := diskrsync.NewJob(ctx, args[0], args[1])
+			j, err := job.NewJob(ctx, args[0], args[1])
 			if err != nil {
 				fs.Fatalf(nil, "%v", fs.CountError(ctx, err))
 			}
-			defer job.Close()
+			defer j.Close()
 			cmd.Run(true, true, command, func() error {
-				_, err := job.Run(ctx)
+				_, err := j.Run(ctx)
 				return err
 			})
 		},

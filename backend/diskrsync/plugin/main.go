@@ -5,6 +5,7 @@ package main
 import (
 	_ "github.com/diskrsync/diskrsync/backend/blockdev"
 	_ "github.com/diskrsync/diskrsync/backend/diskrsync"
+	_ "github.com/diskrsync/diskrsync/backend/job"
 )
 
 // main is never called.

@@ -1,4 +1,4 @@
-package diskrsync
+package job
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/rclone/rclone/fs/fspath"
 	"github.com/rclone/rclone/fs/rc"
 
+	"github.com/diskrsync/diskrsync/backend/diskrsync"
 	"github.com/diskrsync/diskrsync/backend/endpoint"
 )
 
@@ -77,12 +78,12 @@ func rcSync(ctx context.Context, in rc.Params) (rc.Params, error) {
 	if err != nil {
 		return nil, err
 	}
-	job, err := NewJob(ctx, src, dst)
+	j, err := NewJob(ctx, src, dst)
 	if err != nil {
 		return nil, err
 	}
-	defer job.Close()
-	reports, err := job.Run(ctx)
+	defer j.Close()
+	reports, err := j.Run(ctx)
 	return summary(reports), err
 }
 
@@ -122,14 +123,13 @@ func rcInspect(ctx context.Context, in rc.Params, verify bool) (rc.Params, error
 	if err != nil && !errors.Is(err, fs.ErrorIsFile) {
 		return nil, err
 	}
-	f, ok := found.(*Fs)
+	f, ok := found.(*diskrsync.Fs)
 	if !ok {
 		return nil, rc.NewErrParamInvalid(fmt.Errorf("%q is not on a diskrsync remote", remote))
 	}
-	told, err := f.inspect(ctx, name, verify)
+	image, err := f.Inspect(ctx, name, verify)
 	out := rc.Params{}
-	image, ok := told.(*inspection)
-	if !ok {
+	if image == nil {
 		return out, err
 	}
 	if len(image.Bad) > 0 { // an error is all that a caller gets who does not ask for a job

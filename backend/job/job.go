@@ -1,4 +1,7 @@
-package diskrsync
+// Package job brings images up to date for who asks for just that: the command of
+// rclone-diskrsync, and rclone's remote control. It is no part of a backend, because
+// rclone's sync, which it uses, has all backends in its tests.
+package job
 
 import (
 	"context"
