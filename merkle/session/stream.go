@@ -28,8 +28,10 @@ type Stream struct {
 	size     int64
 	modified time.Time
 
-	mu     sync.Mutex
-	in     io.Reader
+	reading sync.Mutex // held while in is read, which may take any time
+	in      io.Reader
+
+	mu     sync.Mutex       // for what follows
 	err    error            // what ended in
 	read   int64            // bytes that were read of in
 	passed int64            // what lies before is forgotten
@@ -59,18 +61,19 @@ func (s *Stream) NextData(off int64) (merkle.Extent, error) {
 	return merkle.Extent{Offset: off, Length: s.size - off}, nil
 }
 
-// ReadAt reads on as far as that is necessary.
+// ReadAt reads on as far as that is necessary. What was read before is there at once,
+// however long the next byte lets itself be waited for.
 func (s *Stream) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > s.size-int64(len(p)) {
 		return 0, io.EOF
+	}
+	if err := s.reach(off + int64(len(p))); err != nil {
+		return 0, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if off < s.passed {
 		return 0, fmt.Errorf("the target asks again for what lies at offset %d, and a stream cannot be read again: sync again", off)
-	}
-	if err := s.reach(off + int64(len(p))); err != nil {
-		return 0, err
 	}
 	n := 0
 	for n < len(p) {
@@ -82,25 +85,52 @@ func (s *Stream) ReadAt(p []byte, off int64) (int, error) {
 
 // reach reads in up to an offset at least.
 func (s *Stream) reach(end int64) error {
-	for s.read < end && s.err == nil {
-		i, from := s.piece(s.read)
-		if s.pieces[i] == nil {
-			s.pieces[i] = s.take()
-		}
-		to := min(streamPiece, from+s.size-s.read)
-		n, err := io.ReadFull(s.in, s.pieces[i][from:to])
-		s.read += int64(n)
-		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			s.err = fmt.Errorf("the source ended after %d of %d bytes%w", s.read, s.size, errEnded)
-		case err != nil:
-			s.err = fmt.Errorf("at offset %d: %w", s.read, err)
-		}
+	if done, err := s.reached(end); done || err != nil {
+		return err
 	}
-	if s.read < end {
-		return s.err
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	for {
+		done, err := s.reached(end)
+		if done || err != nil {
+			return err
+		}
+		s.readPiece()
 	}
-	return nil
+}
+
+// reached reports whether it has been read up to an offset, or why it will not be.
+func (s *Stream) reached(end int64) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.read >= end {
+		return true, nil
+	}
+	return false, s.err
+}
+
+// readPiece reads to the end of a piece. The caller has the lock for reading; nobody
+// else looks at what lies behind s.read.
+func (s *Stream) readPiece() {
+	s.mu.Lock()
+	i, from := s.piece(s.read)
+	if s.pieces[i] == nil {
+		s.pieces[i] = s.take()
+	}
+	p := s.pieces[i][from:min(streamPiece, from+s.size-s.read)]
+	s.mu.Unlock()
+
+	n, err := io.ReadFull(s.in, p)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read += int64(n)
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		s.err = fmt.Errorf("the source ended after %d of %d bytes%w", s.read, s.size, errEnded)
+	case err != nil:
+		s.err = fmt.Errorf("at offset %d: %w", s.read, err)
+	}
 }
 
 // take returns a piece of memory.
@@ -128,11 +158,11 @@ func (s *Stream) pass(off int64) {
 
 // Changed reports whether there is more than there should be.
 func (s *Stream) Changed() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.read < s.size || s.err != nil {
+	if done, err := s.reached(s.size); !done || err != nil {
 		return nil // whoever reads on is told
 	}
+	s.reading.Lock()
+	defer s.reading.Unlock()
 	var more [1]byte
 	if n, err := io.ReadFull(s.in, more[:]); n > 0 {
 		return fmt.Errorf("the source goes on after the %d bytes that it said it has", s.size)
