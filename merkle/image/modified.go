@@ -46,6 +46,10 @@ func (t *Target) touch(modified time.Time) error {
 	if at == 0 || t.format == Device || t.disk == nil {
 		return nil
 	}
+	now, err := t.store.fileState(t.disk)
+	if err != nil || now.Time == at {
+		return err // it was put into the image with all the rest
+	}
 	stored, err := t.store.believedTree(t.disk)
 	if err != nil {
 		return err
@@ -54,10 +58,6 @@ func (t *Target) touch(modified time.Time) error {
 }
 
 func (t *Target) touchWith(stored *tree, at int64) error {
-	now, err := t.store.fileState(t.disk)
-	if err != nil || now.Time == at && (stored == nil || stored.head.Modified == at) {
-		return err
-	}
 	free, err := t.disk.f.Lock(exclusive)
 	if err == nil && !free {
 		return errReaders
@@ -71,7 +71,8 @@ func (t *Target) touchWith(stored *tree, at int64) error {
 	if err := t.disk.stamp(at); err != nil || stored == nil {
 		return err
 	}
-	if now, err = t.store.fileState(t.disk); err != nil {
+	now, err := t.store.fileState(t.disk)
+	if err != nil {
 		return err
 	}
 	w, err := t.store.changeTree(false)

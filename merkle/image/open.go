@@ -205,11 +205,6 @@ func (r *reader) readStore() error {
 			return err
 		}
 	}
-	if len(r.upto) == 0 {
-		if err := r.lookForClaims(); err != nil || r.state.Incomplete {
-			return err
-		}
-	}
 	// Only now: an update that has just been put into the image has changed it.
 	if r.disk.info, err = r.disk.f.Stat(); err != nil {
 		return fmt.Errorf("image %s: looking at it: %w", r.store.path, cause(err))
@@ -228,6 +223,9 @@ func (r *reader) readStore() error {
 	if r.tree != nil && len(r.upto) == 0 && !r.store.isOf(r.tree, r.disk) {
 		r.state.Changed, r.state.Synced = true, time.Unix(0, r.tree.head.Synced)
 		err, r.tree = r.tree.close(), nil
+	}
+	if err == nil && r.tree == nil && len(r.upto) == 0 {
+		err = r.lookForClaims()
 	}
 	r.describe()
 	return err
@@ -293,11 +291,8 @@ func (r *reader) useBatches(sealed int) error {
 }
 
 // lookForClaims finds out whether the image was moved here while an update was on its
-// way into it.
+// way into it. It has no outboard then that is that of it as it is.
 func (r *reader) lookForClaims() error {
-	if r.disk.device {
-		return nil
-	}
 	old, c, err := r.store.former(r.disk.f.Inode())
 	switch {
 	case err != nil && (r.opts.Force || r.opts.Examine):
@@ -305,7 +300,7 @@ func (r *reader) lookForClaims() error {
 	case err != nil:
 		return err
 	case c == claimHalf:
-		r.state.Incomplete, r.state.Why = true, fmt.Sprintf("it was moved while an update was half way in it: give it its name %s back, which completes it", old)
+		r.state.Incomplete, r.state.Why, r.state.Changed = true, movedHalfWay(old), false
 	case c == claimWaiting:
 		r.note = fmt.Sprintf("image %s: a committed update of it waits where it was before: give it its name %s back to have that", r.store.path, old)
 	}

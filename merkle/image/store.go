@@ -55,11 +55,20 @@ func (s *store) base(d *disk) (fileState, error) {
 }
 
 func (s *store) fileState(d *disk) (fileState, error) {
-	info, err := d.f.Stat()
+	state, err := fileStateOf(d.f)
 	if err != nil {
 		return fileState{}, fmt.Errorf("image %s: looking at it: %w", s.path, cause(err))
 	}
-	return fileState{Size: info.Size(), Time: info.ModTime().UnixNano(), Inode: d.f.Inode()}, nil
+	return state, nil
+}
+
+// fileStateOf returns how a file is.
+func fileStateOf(f file) (fileState, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return fileState{}, err
+	}
+	return fileState{Size: info.Size(), Time: info.ModTime().UnixNano(), Inode: f.Inode()}, nil
 }
 
 // bound describes an image for its outboard: as long as it does not change, nor

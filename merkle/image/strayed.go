@@ -39,33 +39,28 @@ func (j *journal) claim() claim {
 	return claimNone
 }
 
-// whereIs returns the name, beside the image, of the file of an inode; "" if it is not
-// there.
-func (s *store) whereIs(inode uint64) (string, error) {
+// whereIs returns the name, beside the image, of the file of an inode, and how it is;
+// "" if it is not there.
+func (s *store) whereIs(inode uint64) (string, fileState, error) {
 	names, err := s.images.Names(".")
 	if err != nil {
-		return "", fmt.Errorf("image %s: looking what lies beside it: %w", s.path, cause(err))
+		return "", fileState{}, fmt.Errorf("image %s: looking what lies beside it: %w", s.path, cause(err))
 	}
 	for _, name := range names {
 		f, err := openRegular(s.images, name, os.O_RDONLY)
 		if err != nil {
 			continue // none of ours, or gone
 		}
-		found := f.Inode() == inode
-		if err := f.Close(); err != nil {
-			return "", fmt.Errorf("image %s: closing %s beside it: %w", s.path, name, cause(err))
+		state, err := fileStateOf(f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return "", fileState{}, fmt.Errorf("image %s: looking at %s beside it: %w", s.path, name, cause(err))
 		}
-		if found {
-			return name, nil
+		if state.Inode == inode {
+			return name, state, nil
 		}
 	}
-	return "", nil
+	return "", fileState{}, nil
 }
-
-// errStrayed says that an image was moved while a journal had something for it.
-type strayedError struct{ error }
-
-func (e *strayedError) Unwrap() error { return e.error }
 
 // strayed returns an error if the file that a journal still has something for lies
 // beside the image under another name: to bring it back completes it, and nothing else
@@ -75,15 +70,18 @@ func (s *store) strayed(j *journal) error {
 	if c == claimNone || s.device {
 		return nil
 	}
-	name, err := s.whereIs(j.head.Base.Inode)
+	name, now, err := s.whereIs(j.head.Base.Inode)
 	if err != nil || name == "" || name == s.name {
 		return err
 	}
-	what := "a committed update waits for what is now called %s"
-	if c == claimHalf {
-		what = "an update was put half way into what is now called %s"
+	what := "an update was put half way into what is now called %s"
+	if c == claimWaiting {
+		if now != j.head.Base {
+			return nil // it has changed since, and cannot be completed any more
+		}
+		what = "a committed update waits for what is now called %s"
 	}
-	return &strayedError{refuse(ErrInUse, "image %s: "+what+": give that its name back to complete it, or drop the update with diskrsync clean", s.path, name)}
+	return refuse(ErrInUse, "image %s: "+what+": give that its name back to complete it, or drop the update with diskrsync clean", s.path, name)
 }
 
 // former returns what a journal beside the image, of another name, has for the file of
@@ -114,6 +112,11 @@ func (s *store) former(inode uint64) (string, claim, error) {
 		}
 	}
 	return "", claimNone, nil
+}
+
+// movedHalfWay says why an image is incomplete, and what to do.
+func movedHalfWay(old string) string {
+	return fmt.Sprintf("it was moved while an update was half way in it: give it its name %s back, which completes it", old)
 }
 
 // isAbout reports whether a file is a journal about the file of an inode. Only its

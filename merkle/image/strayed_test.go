@@ -40,6 +40,8 @@ func TestMovedWithHalfAnUpdate(t *testing.T) {
 	}
 	must(t, im.Close())
 	wantError(t, sc.syncing(1).to(c, sc.content(sc.other)), ErrInUse, "half way into what is now called monday")
+	_, err = OpenTarget(placeOf(c, "monday"), sc.opts)
+	wantError(t, err, ErrInUse, "give it its name disk back")
 
 	back := c.reboot()
 	must(t, back.Rename("monday", "disk"))
@@ -54,6 +56,13 @@ func TestMovedWithHalfAnUpdate(t *testing.T) {
 	got, err = look(t, c, Options{})
 	must(t, err)
 	same(t, "a new image of the old name", got, sc.content(sc.other))
+	tg, err := OpenTarget(placeOf(c, "monday"), sc.opts)
+	must(t, err)
+	must(t, errors.Join(sc.syncing(1).run(tg, sc.content(sc.after)), tg.Close()))
+	im, err = Open(placeOf(c, "monday"), Options{})
+	must(t, err)
+	same(t, "the moved one, synced to", contentOf(t, im), sc.content(sc.after))
+	must(t, im.Close())
 }
 
 // A copy of an image and of its store, made with half of an update in the image, is a
@@ -104,10 +113,23 @@ func TestMovedWhileAnUpdateWaits(t *testing.T) {
 	}
 	must(t, im.Close())
 	wantError(t, sc.syncing(1).to(c, sc.content(sc.other)), ErrInUse, "a committed update waits for what is now called monday")
+	changed := c.reboot()
+	sc.touchFile(t, changed, "monday")
+	must(t, sc.syncing(1).to(changed, sc.content(sc.other)))
+
 	must(t, c.Rename("monday", "disk"))
 	got, err := look(t, c, Options{})
 	must(t, err)
 	same(t, "moved back", got, sc.content(sc.after))
+}
+
+// touchFile changes a byte of a file.
+func (sc *scene) touchFile(t *testing.T, c *crashFS, name string) {
+	t.Helper()
+	f, err := c.OpenFile(name, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte{9}, 0)
+	must(t, errors.Join(err, f.Close()))
 }
 
 // The mark of an update in place is about the file that it was in.

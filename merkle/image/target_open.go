@@ -184,6 +184,9 @@ func (t *Target) openFile(info fs.FileInfo) error {
 	if err := t.believe(); err != nil {
 		return err
 	}
+	if err := t.checkClaims(); err != nil {
+		return err
+	}
 	t.way = wayRedo
 	if t.broken || t.opts.InPlace {
 		t.way = wayInPlace
@@ -244,6 +247,19 @@ func (t *Target) checkLeftovers() error {
 		return err
 	}
 	return t.forget()
+}
+
+// checkClaims refuses an image that was moved here while an update was half way in it:
+// if it got its old name back later, the rest of that would be put on top of this one.
+func (t *Target) checkClaims() error {
+	if t.j != nil || t.tree != nil {
+		return nil
+	}
+	old, c, err := t.store.former(t.disk.f.Inode())
+	if err != nil || c != claimHalf {
+		return err
+	}
+	return refuse(ErrInUse, "image %s: %s, or drop that update with diskrsync clean of %s", t.place.path, movedHalfWay(old), old)
 }
 
 // believe reads what is stored of the image's hashes.
