@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -14,7 +12,6 @@ import (
 	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
 	"github.com/diskrsync/diskrsync/merkle/session"
-	"github.com/diskrsync/diskrsync/merkle/transport"
 	"github.com/diskrsync/diskrsync/merkle/wire"
 )
 
@@ -88,9 +85,6 @@ func (c *imageCommand) clean(ctx context.Context, arg string) error {
 	if err != nil {
 		return err
 	}
-	if namesFolder(l) {
-		return fmt.Errorf("image %s: is a folder, not an image", arg)
-	}
 	var done string
 	if l.Remote {
 		r, err := c.app.open(ctx, l, wire.Request{Verb: wire.VerbClean, StateDir: c.stateDir})
@@ -111,15 +105,6 @@ func (c *imageCommand) clean(ctx context.Context, arg string) error {
 	}
 	_, err = fmt.Fprintf(c.stdout, "%s: %s\n", arg, harmless(done))
 	return err
-}
-
-// namesFolder reports whether a path can be seen to be that of a folder.
-func namesFolder(l transport.Location) bool {
-	if l.Remote {
-		return l.Path == "" || strings.HasSuffix(l.Path, "/")
-	}
-	info, err := os.Stat(l.Path)
-	return err == nil && info.IsDir()
 }
 
 // unsound is the error of an image that is not what it should be.

@@ -55,8 +55,13 @@ func newBench(t *testing.T) bench {
 // Those who ask for a meter count what crosses the wire.
 func newFarBench(t *testing.T, settings ...string) (bench, *lab.Meter) {
 	t.Helper()
+	return newBenchAt(t, lab.StartHost(t, tools, lab.HostOptions{}), settings...)
+}
+
+// newBenchAt is newFarBench with an ssh server that has been started.
+func newBenchAt(t *testing.T, h *lab.Host, settings ...string) (bench, *lab.Meter) {
+	t.Helper()
 	b := newBench(t)
-	h := lab.StartHost(t, tools, lab.HostOptions{})
 	m := lab.NewMeter(t, h)
 	b.remote(t, "nas", "sftp", m.Remote(t)...)
 	b.remote(t, "disks", "diskrsync", append([]string{"remote=nas:" + b.there, "agent_path=" + h.Agent}, settings...)...)

@@ -70,10 +70,24 @@ func await(t *testing.T, r *lab.Run, so func() bool) {
 // test, and returns the port.
 func (b bench) serve(t *testing.T, protocol, remote string, flags ...string) string {
 	t.Helper()
+	address := freeAddress(t)
+	b.daemon(t, address, append([]string{"serve", protocol, "--addr", address, remote}, flags...)...)
+	return address[strings.LastIndexByte(address, ':')+1:]
+}
+
+// freeAddress returns an address of loopback that nobody listens at.
+func freeAddress(t *testing.T) string {
+	t.Helper()
 	l := lab.Must(net.Listen("tcp", "127.0.0.1:0"))(t)
-	address := l.Addr().String()
-	l.Close()
-	r := b.start(t, append([]string{"serve", protocol, "--addr", address, remote}, flags...)...)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// daemon runs rclone until the end of the test, and returns when it listens at the
+// address that the arguments give it.
+func (b bench) daemon(t *testing.T, address string, args ...string) {
+	t.Helper()
+	r := b.start(t, args...)
 	t.Cleanup(func() {
 		r.Signal(t, syscall.SIGTERM)
 		r.Wait(t)
@@ -86,7 +100,6 @@ func (b bench) serve(t *testing.T, protocol, remote string, flags ...string) str
 		conn.Close()
 		return true
 	})
-	return address[strings.LastIndexByte(address, ':')+1:]
 }
 
 // TestServe reads images by the programs that other people have.

@@ -220,7 +220,7 @@ func systemMarker(t *testing.T, dev string) string {
 	defer f.Close()
 	name, err := deviceName(f)
 	must(t, err)
-	marker := filepath.Join(systemState, name+"."+kindJournal)
+	marker := filepath.Join(systemState, name+"."+string(KindJournal))
 	t.Cleanup(func() {
 		if err := os.Remove(marker); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
@@ -312,7 +312,7 @@ func TestDeviceInUse(t *testing.T) {
 	_, err = OpenTarget(place(t, dev), TargetOptions{})
 	wantError(t, err, ErrInUse, "mounted or in use")
 	must(t, first.Close())
-	if _, err := os.Stat(filepath.Join(filepath.Dir(dev), storeFolder)); err == nil {
+	if _, err := os.Stat(filepath.Join(filepath.Dir(dev), StoreFolder)); err == nil {
 		t.Error("a store was made beside the device")
 	}
 }
@@ -392,7 +392,7 @@ func TestFolderNotWritable(t *testing.T) {
 	path := tempPath(t)
 	writeImage(t, path, TargetOptions{}, 12287, text(30000))
 	dir := filepath.Dir(path)
-	immutable(t, filepath.Join(dir, storeFolder))
+	immutable(t, filepath.Join(dir, StoreFolder))
 	_, err = OpenTarget(place(t, path), TargetOptions{})
 	wantError(t, err, os.ErrPermission, "opening its lock file")
 	same(t, "read all the same", readAll(t, path, Auto), text(30000))

@@ -23,7 +23,7 @@ func marksOf(t *testing.T) (n int) {
 	entries, err := os.ReadDir(filepath.Join(os.Getenv("XDG_STATE_HOME"), "diskrsync"))
 	must(t, err)
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), "."+kindJournal) {
+		if strings.HasSuffix(e.Name(), "."+string(KindJournal)) {
 			n++
 		}
 	}

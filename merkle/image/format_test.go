@@ -146,7 +146,7 @@ func TestFormatExampleOfAJournal(t *testing.T) {
 	fs := newCrashFS()
 	head := journalHeader{Way: wayRedo, BlockSize: storedBlock, Format: Raw, ID: 0x1122334455667788, Content: g.Size(),
 		Base: fileState{g.Size(), storedBefore, storedInode}, Started: storedStarted}
-	must(t, fs.Mkdir(storeFolder, 0o700))
+	must(t, fs.Mkdir(StoreFolder, 0o700))
 	s := newStore(newPlace(fs, "disk", "disk"))
 	j, err := s.createJournal(head)
 	must(t, err)

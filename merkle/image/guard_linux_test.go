@@ -133,7 +133,7 @@ func TestStoreOfSomeoneElse(t *testing.T) {
 	writeImage(t, path, TargetOptions{Raw: true}, 8192, noise(1, 50_000))
 	same(t, "with a folder of our own", readAll(t, path, Auto), noise(1, 50_000))
 
-	foreign := filepath.Join(dir, storeFolder)
+	foreign := filepath.Join(dir, StoreFolder)
 	refused := func(text string) {
 		t.Helper()
 		_, err := Open(place(t, path), Options{})

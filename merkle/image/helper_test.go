@@ -270,7 +270,7 @@ func inFolder(t *testing.T, path string) []string {
 // inStore returns the names in the store beside path.
 func inStore(t *testing.T, path string) []string {
 	t.Helper()
-	return inFolder(t, filepath.Join(filepath.Dir(path), storeFolder, "x"))
+	return inFolder(t, filepath.Join(filepath.Dir(path), StoreFolder, "x"))
 }
 
 func wantError(t *testing.T, err error, kind error, words string) {

@@ -54,7 +54,7 @@ func tryLock(s *store) (*lock, error) {
 	if err := s.makeFolder(); err != nil {
 		return nil, err
 	}
-	l := &lock{root: s.root, name: s.file(kindLock), path: s.path}
+	l := &lock{root: s.root, name: s.file(KindLock), path: s.path}
 	var err error
 	if l.f, err = openRegular(s.root, l.name, os.O_RDWR|os.O_CREATE); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -97,7 +97,7 @@ func (s *store) beingWritten() bool {
 	if s.root == nil {
 		return false
 	}
-	f, err := openRegular(s.root, s.file(kindLock), os.O_RDONLY)
+	f, err := openRegular(s.root, s.file(KindLock), os.O_RDONLY)
 	if err != nil {
 		return false
 	}
@@ -165,4 +165,4 @@ func (l *lock) release() error {
 
 // dropFolder removes the store's folder if it is empty. If it is not, other
 // images need it; any other trouble with it is not worth failing for either.
-func dropFolder(root folder) { _ = root.Remove(storeFolder) }
+func dropFolder(root folder) { _ = root.Remove(StoreFolder) }

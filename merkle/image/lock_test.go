@@ -35,7 +35,7 @@ func TestSecondWriter(t *testing.T) {
 func TestStaleLock(t *testing.T) {
 	path := tempPath(t)
 	writeImage(t, path, TargetOptions{}, 12287, text(30000))
-	stale := filepath.Join(filepath.Dir(path), storeFolder, "disk.lock")
+	stale := filepath.Join(filepath.Dir(path), StoreFolder, "disk.lock")
 	must(t, os.WriteFile(stale, fmt.Appendf(nil, "%d nas 2026-01-02T03:04:05Z\n", os.Getppid()), 0o600))
 	same(t, "read beside a stale lock", readAll(t, path, Auto), text(30000))
 	writeImage(t, path, TargetOptions{}, 12287, text(40000))
@@ -68,8 +68,8 @@ func TestLockHolderIsNotBelieved(t *testing.T) {
 func TestLockMoved(t *testing.T) {
 	for _, again := range []bool{false, true} {
 		p := place(t, tempPath(t))
-		name := newStore(p).file(kindLock)
-		must(t, p.root.Mkdir(storeFolder, 0o700))
+		name := newStore(p).file(KindLock)
+		must(t, p.root.Mkdir(StoreFolder, 0o700))
 		l := &lock{root: p.root, name: name, f: makeFile(t, p.root, name)}
 		must(t, p.root.Remove(name))
 		if again {

@@ -102,7 +102,7 @@ func openReader(p *Place, s *store, o Options) (*reader, error) {
 		return nil, err
 	}
 	if info.IsDir() {
-		return nil, fmt.Errorf("image %s: is a folder, not an image", p.path)
+		return nil, isFolder(p)
 	}
 	if o.Choice == AsSpgz && !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("image %s: is not a regular file and so no spgz image", p.path)
@@ -122,7 +122,7 @@ func openReader(p *Place, s *store, o Options) (*reader, error) {
 // tried to put one into place, why says why that has failed.
 func (s *store) missing(why error) error {
 	missing := &missingError{path: s.path}
-	if _, err := s.root.Lstat(s.file(kindPartial)); err != nil {
+	if _, err := s.root.Lstat(s.file(KindPartial)); err != nil {
 		return missing
 	}
 	if why != nil {
@@ -196,7 +196,7 @@ func (r *reader) readStore() error {
 	case errors.Is(err, fs.ErrPermission) && r.opts.Force:
 		return nil
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: only who may read the folder %s beside it can tell whether the image is whole (cat and sync read it all the same with --force)", err, storeFolder)
+		return fmt.Errorf("%w: only who may read the folder %s beside it can tell whether the image is whole (cat and sync read it all the same with --force)", err, StoreFolder)
 	case err != nil:
 		return err
 	}
@@ -215,7 +215,7 @@ func (r *reader) readStore() error {
 	if r.store.noTree {
 		return nil
 	}
-	if r.tree, err = openTree(r.store.trees, r.store.file(kindTree), r.store.path); err != nil {
+	if r.tree, err = openTree(r.store.trees, r.store.file(KindTree), r.store.path); err != nil {
 		return err
 	}
 	// With a journal, the outboard may be on its way from the old image to the

@@ -133,6 +133,10 @@ func (p *Place) stat() (fs.FileInfo, error) {
 	return nil, fmt.Errorf("image %s: is a %s: only regular files and block devices are images", p.path, kindOf(mode))
 }
 
+func isFolder(p *Place) error {
+	return fmt.Errorf("image %s: is a folder, not an image", p.path)
+}
+
 // A missingError says that there is no image. It matches fs.ErrNotExist.
 type missingError struct{ path, more string }
 

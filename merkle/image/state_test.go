@@ -37,11 +37,11 @@ func TestStateOfAnImage(t *testing.T) {
 			must(t, im.Close())
 		}
 		// The same content again is no commit.
-		before := inodeOf(t, filepath.Join(filepath.Dir(path), storeFolder, "disk.tree"))
+		before := inodeOf(t, filepath.Join(filepath.Dir(path), StoreFolder, "disk.tree"))
 		if n := goOn(t, path, kind.opts, bs, content); n != 0 || stateOf(t, path).Generation != 3 {
 			t.Errorf("%d blocks were put, generation %d", n, stateOf(t, path).Generation)
 		}
-		if now := inodeOf(t, filepath.Join(filepath.Dir(path), storeFolder, "disk.tree")); now != before {
+		if now := inodeOf(t, filepath.Join(filepath.Dir(path), StoreFolder, "disk.tree")); now != before {
 			t.Error("the outboard was made anew")
 		}
 	}
@@ -72,7 +72,7 @@ func TestStateOfAFile(t *testing.T) {
 
 // Hashes are not believed that are those of another file, or not what they were.
 func TestHashesThatAreNotBelieved(t *testing.T) {
-	tree := func(path string) string { return filepath.Join(filepath.Dir(path), storeFolder, "disk.tree") }
+	tree := func(path string) string { return filepath.Join(filepath.Dir(path), StoreFolder, "disk.tree") }
 	for name, spoil := range map[string]func(path string){
 		"image changed": func(path string) { overwrite(t, path, 5000, []byte("x")) },
 		"image touched": func(path string) { must(t, os.Chtimes(path, time.Time{}, time.Unix(1_500_000_000, 0))) },
@@ -324,7 +324,7 @@ func TestDamagedJournal(t *testing.T) {
 			writeImage(t, path, raw, 8192, noise(1, 50_000))
 		}
 		cutOff(t, path, raw, 8192, noise(2, 50_000), 3)
-		overwrite(t, filepath.Join(filepath.Dir(path), storeFolder, "disk.journal"), 20, []byte("damage"))
+		overwrite(t, filepath.Join(filepath.Dir(path), StoreFolder, "disk.journal"), 20, []byte("damage"))
 		if existing {
 			_, err := Open(place(t, path), Options{})
 			wantError(t, err, ErrIncomplete, "is incomplete")

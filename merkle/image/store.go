@@ -9,17 +9,24 @@ import (
 	"syscall"
 )
 
-// storeFolder lies beside the images of a folder.
-const storeFolder = ".diskrsync"
+// StoreFolder lies beside the images of a folder, with what is stored about them.
+const StoreFolder = ".diskrsync"
 
-// What lies in the store about an image, by the ends of the names.
+// A Kind is what lies in the store about an image, by the end of its name.
+type Kind string
+
+// All that may be in there.
 const (
-	kindTree    = "tree"    // the outboard
-	kindLock    = "lock"    // who is writing
-	kindJournal = "journal" // what is, or was, under way
-	kindPartial = "partial" // a new image
-	kindFresh   = "fresh"   // a journal that is being made
+	KindTree    Kind = "tree"    // the outboard
+	KindLock    Kind = "lock"    // who is writing
+	KindJournal Kind = "journal" // what is, or was, under way
+	KindPartial Kind = "partial" // a new image
+	KindFresh   Kind = "fresh"   // a journal that is being made
 )
+
+// Of returns where in the store that of an image lies: a path in the image's folder,
+// with slashes.
+func (k Kind) Of(name string) string { return path.Join(StoreFolder, name+"."+string(k)) }
 
 // A store is what is kept about one image: for a file in the folder .diskrsync
 // beside it, for a device in a folder of this machine's state.
@@ -39,11 +46,11 @@ type store struct {
 }
 
 func newStore(p *Place) *store {
-	return &store{images: p.root, name: p.name, path: p.path, root: p.root, dir: storeFolder, key: p.name, trees: p.root}
+	return &store{images: p.root, name: p.name, path: p.path, root: p.root, dir: StoreFolder, key: p.name, trees: p.root}
 }
 
 // file returns the name of one of the store's files.
-func (s *store) file(kind string) string { return path.Join(s.dir, s.key+"."+kind) }
+func (s *store) file(kind Kind) string { return path.Join(s.dir, s.key+"."+string(kind)) }
 
 // base describes the file of an image for its journal. A device is identified by
 // the name of what is kept about it.
@@ -131,14 +138,14 @@ func (s *store) readJournal() (*journal, error) {
 	if err := s.checkFolder(); err != nil {
 		return nil, err
 	}
-	return openJournal(s.root, s.file(kindJournal), s.path, os.O_RDONLY)
+	return openJournal(s.root, s.file(KindJournal), s.path, os.O_RDONLY)
 }
 
 // openJournalToWrite opens the journal, if there is one, for a writer. Whoever
 // left it may have been killed at any point, so what can be seen of it need not be
 // durable. It is made so before anything is built upon it.
 func (s *store) openJournalToWrite() (*journal, error) {
-	f, err := openRegular(s.root, s.file(kindJournal), os.O_RDWR)
+	f, err := openRegular(s.root, s.file(KindJournal), os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -151,7 +158,7 @@ func (s *store) openJournalToWrite() (*journal, error) {
 	if err := s.sync(); err != nil {
 		return nil, err
 	}
-	return openJournal(s.root, s.file(kindJournal), s.path, os.O_RDWR)
+	return openJournal(s.root, s.file(KindJournal), s.path, os.O_RDWR)
 }
 
 // syncImages and sync make the names beside the image, and in the store, durable.
@@ -168,7 +175,7 @@ func (s *store) syncNames(root folder, name string) error {
 }
 
 // drop removes a file of the store, if it exists.
-func (s *store) drop(kind string) error {
+func (s *store) drop(kind Kind) error {
 	if err := s.root.Remove(s.file(kind)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image %s: removing its %s: %w", s.path, s.file(kind), cause(err))
 	}
@@ -177,7 +184,7 @@ func (s *store) drop(kind string) error {
 
 // dropTree removes the outboard, durably.
 func (s *store) dropTree() error {
-	if err := s.trees.Remove(s.file(kindTree)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.trees.Remove(s.file(KindTree)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("image %s: removing what is stored of its hashes: %w", s.path, cause(err))
 	}
 	return s.syncNames(s.trees, s.dir)
@@ -186,7 +193,7 @@ func (s *store) dropTree() error {
 // dropJournal ends what the journal was about, durably: if it came back after a
 // crash it would be put into an image that has changed since.
 func (s *store) dropJournal() error {
-	if err := s.drop(kindJournal); err != nil {
+	if err := s.drop(KindJournal); err != nil {
 		return err
 	}
 	return s.sync()
@@ -195,10 +202,10 @@ func (s *store) dropJournal() error {
 // createJournal makes a journal in place of any other. Once it has its name all
 // of its header is durable: a journal with a damaged one is not just a new one.
 func (s *store) createJournal(h journalHeader) (*journal, error) {
-	if err := s.drop(kindFresh); err != nil {
+	if err := s.drop(KindFresh); err != nil {
 		return nil, err
 	}
-	f, err := s.root.OpenFile(s.file(kindFresh), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := s.root.OpenFile(s.file(KindFresh), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: making its journal: %w", s.path, spaceError(err))
 	}
@@ -216,7 +223,7 @@ func (s *store) begin(j *journal) error {
 	if err := j.sync(); err != nil {
 		return err
 	}
-	if err := s.root.Rename(s.file(kindFresh), s.file(kindJournal)); err != nil {
+	if err := s.root.Rename(s.file(KindFresh), s.file(KindJournal)); err != nil {
 		return fmt.Errorf("image %s: making its journal: %w", s.path, cause(err))
 	}
 	return s.sync()
@@ -227,10 +234,10 @@ func (s *store) baseOf(j *journal) (string, error) {
 	if j.head.Way != wayNew {
 		return s.name, nil
 	}
-	_, err := s.images.Lstat(s.file(kindPartial))
+	_, err := s.images.Lstat(s.file(KindPartial))
 	switch {
 	case err == nil:
-		return s.file(kindPartial), nil
+		return s.file(KindPartial), nil
 	case errors.Is(err, fs.ErrNotExist):
 		return s.name, nil // it is in place already
 	}
@@ -240,7 +247,7 @@ func (s *store) baseOf(j *journal) (string, error) {
 // publish moves the partial file to the image's name. A hard link is the way to
 // do so that never replaces anything; an empty file may be replaced.
 func (s *store) publish() error {
-	partial := s.file(kindPartial)
+	partial := s.file(KindPartial)
 	if _, err := s.images.Lstat(partial); errors.Is(err, fs.ErrNotExist) {
 		return nil // it was done already
 	}
@@ -256,7 +263,7 @@ func (s *store) publish() error {
 	if err := s.syncImages(); err != nil {
 		return err
 	}
-	return s.drop(kindPartial)
+	return s.drop(KindPartial)
 }
 
 // mayReplace refuses to put the new image in the place of anything but an empty
@@ -269,12 +276,12 @@ func (s *store) mayReplace() error {
 	if err != nil {
 		return fmt.Errorf("image %s: %w", s.path, cause(err))
 	}
-	own, err := s.images.Lstat(s.file(kindPartial))
+	own, err := s.images.Lstat(s.file(KindPartial))
 	if err == nil && s.images.Same(now, own) || now.Mode().IsRegular() && now.Size() == 0 {
 		return nil
 	}
 	return &takenError{refuse(ErrChanged, "image %s: was made by someone else in the meantime, and is left alone: the new one is kept as %s: move what is in its place elsewhere and sync again, or drop the new one with diskrsync clean",
-		s.path, s.file(kindPartial))}
+		s.path, s.file(KindPartial))}
 }
 
 // A takenError says that there is something where a new image is to be.
@@ -289,7 +296,7 @@ func (s *store) changeTree(make bool) (*tree, error) {
 	if make {
 		flag |= os.O_CREATE
 	}
-	f, err := openRegular(s.trees, s.file(kindTree), flag)
+	f, err := openRegular(s.trees, s.file(KindTree), flag)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -305,7 +312,7 @@ func (s *store) believedTree(d *disk) (*tree, error) {
 	if s.noTree {
 		return nil, nil
 	}
-	t, err := openTree(s.trees, s.file(kindTree), s.path)
+	t, err := openTree(s.trees, s.file(KindTree), s.path)
 	if err != nil || t == nil {
 		return nil, err
 	}

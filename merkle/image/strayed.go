@@ -95,7 +95,7 @@ func (s *store) former(inode uint64) (string, claim, error) {
 		return "", claimNone, fmt.Errorf("image %s: looking what is stored beside it: %w", s.path, cause(err))
 	}
 	for _, name := range names {
-		old, ok := strings.CutSuffix(name, "."+kindJournal)
+		old, ok := strings.CutSuffix(name, "."+string(KindJournal))
 		if !ok || old == s.key || !s.isAbout(path.Join(s.dir, name), inode) {
 			continue
 		}

@@ -37,13 +37,13 @@ func TestInodeNumberUsedAgain(t *testing.T) {
 // What someone has put into the store that is no file is an error, and not waited for
 // or followed.
 func TestStoreOfOtherThingsThanFiles(t *testing.T) {
-	for _, kind := range []string{kindJournal, kindTree, kindLock} {
+	for _, kind := range []Kind{KindJournal, KindTree, KindLock} {
 		path := tempPath(t)
 		dir := filepath.Dir(path)
 		writeImage(t, path, TargetOptions{Raw: true}, 8192, noise(1, 50_000))
 		victim := filepath.Join(dir, "victim")
 		must(t, os.WriteFile(victim, []byte("of someone else"), 0o600))
-		name := filepath.Join(dir, storeFolder, "disk."+kind)
+		name := filepath.Join(dir, kind.Of("disk"))
 		for what, put := range map[string]func() error{
 			"a pipe": func() error { return syscall.Mkfifo(name, 0o600) },
 			"a link": func() error { return os.Symlink("../victim", name) },

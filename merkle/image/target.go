@@ -163,6 +163,9 @@ func (t *Target) stat() (fs.FileInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	if info.IsDir() && t.cleaning {
+		return nil, isFolder(t.place)
+	}
 	if info.IsDir() {
 		return nil, fmt.Errorf("image %s: is a folder: add \"/\" to put the image into it", t.place.path)
 	}

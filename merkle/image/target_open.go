@@ -86,7 +86,7 @@ func (t *Target) dropPartial() error {
 	if t.opts.DryRun {
 		return nil
 	}
-	return errors.Join(t.store.drop(kindPartial), t.store.drop(kindFresh))
+	return errors.Join(t.store.drop(KindPartial), t.store.drop(KindFresh))
 }
 
 // openNew prepares for a new image, which may replace an empty file, or goes on
@@ -143,7 +143,7 @@ func (t *Target) reopenPartial() (bool, error) {
 	if h.Way != wayNew || h.Format != t.format || len(t.j.batches) == 0 {
 		return false, nil
 	}
-	f, err := openRegular(t.store.root, t.store.file(kindPartial), t.flag(0))
+	f, err := openRegular(t.store.root, t.store.file(KindPartial), t.flag(0))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -267,7 +267,7 @@ func (t *Target) believe() error {
 	if t.store.noTree {
 		return nil
 	}
-	stored, err := openTree(t.store.trees, t.store.file(kindTree), t.store.path)
+	stored, err := openTree(t.store.trees, t.store.file(KindTree), t.store.path)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func TestNewImageIsNotSeenBeforeCommit(t *testing.T) {
 		tg := target(t, path, o)
 		must(t, tg.Begin(100_000, 12287))
 		must(t, tg.Put(blockOf(noise(1, 100_000), 12287, 0)))
-		partial := filepath.Join(filepath.Dir(path), storeFolder, "disk.partial")
+		partial := filepath.Join(filepath.Dir(path), StoreFolder, "disk.partial")
 		info, err := os.Stat(partial)
 		must(t, err)
 		if info.Mode().Perm() != 0o600 {
@@ -61,7 +61,7 @@ func TestCommitLeavesHashes(t *testing.T) {
 // What lies there without a journal is nothing that a run has left to go on with.
 func TestStalePartial(t *testing.T) {
 	path := tempPath(t)
-	store := filepath.Join(filepath.Dir(path), storeFolder)
+	store := filepath.Join(filepath.Dir(path), StoreFolder)
 	must(t, os.Mkdir(store, 0o700))
 	for _, name := range []string{"disk.partial", "disk.fresh"} {
 		must(t, os.WriteFile(filepath.Join(store, name), noise(1, 99999), 0o600))
@@ -146,7 +146,7 @@ func TestRawThatLooksLikeSpgz(t *testing.T) {
 		same(t, "updated", readAll(t, path, Auto), disguised)
 	}
 	// Without its store it is what it looks like, and no raw update is made of it.
-	must(t, os.RemoveAll(filepath.Join(filepath.Dir(path), storeFolder)))
+	must(t, os.RemoveAll(filepath.Join(filepath.Dir(path), StoreFolder)))
 	_, err = OpenTarget(place(t, path), TargetOptions{Raw: true})
 	wantError(t, err, ErrRefused, "is or looks like an spgz image")
 }

@@ -60,7 +60,7 @@ func (t *Target) makeJournal() error {
 
 // create makes the partial file of a new image.
 func (t *Target) create(blockSize int) error {
-	f, err := t.store.root.OpenFile(t.store.file(kindPartial), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := t.store.root.OpenFile(t.store.file(KindPartial), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("image %s: creating its partial file: %w", t.place.path, spaceError(err))
 	}
