@@ -41,15 +41,13 @@ import (
 	"github.com/rclone/rclone/fs/fserrors"
 	"github.com/rclone/rclone/fs/hash"
 	"github.com/rclone/rclone/lib/encoder"
+
+	"github.com/diskrsync/diskrsync/merkle/image"
 )
 
 const (
 	// devices is the folder that paths without a leading slash are in.
 	devices = "/dev"
-
-	// storeFolder lies beside images, with what is stored about them. It is
-	// never shown, nor is anything in it.
-	storeFolder = ".diskrsync"
 
 	// names is how file names are shown to rclone: as they are, but for what it
 	// could not handle.
@@ -168,8 +166,8 @@ func (f *Fs) setRoot(root string) error {
 	if slices.Contains(elements, "..") {
 		return fserrors.NoRetryError(fmt.Errorf("%s: has .. in it: name the folder itself", root))
 	}
-	if slices.Contains(elements, storeFolder) {
-		return fserrors.NoRetryError(fmt.Errorf("%s: %s holds what diskrsync knows of the images beside it, and no images", root, storeFolder))
+	if slices.Contains(elements, image.StoreFolder) {
+		return fserrors.NoRetryError(fmt.Errorf("%s: %s holds what diskrsync knows of the images beside it, and no images", root, image.StoreFolder))
 	}
 	if f.root = path.Clean(root); f.root == "." {
 		f.root = ""
@@ -207,13 +205,13 @@ func (f *Fs) Precision() time.Duration { return time.Nanosecond }
 func (f *Fs) Hashes() hash.Set { return hash.Set(hash.None) }
 
 // errHidden is what every path into a store folder leads to.
-var errHidden = fmt.Errorf("the folder %s is diskrsync's own", storeFolder)
+var errHidden = fmt.Errorf("the folder %s is diskrsync's own", image.StoreFolder)
 
 // local returns the path of this machine for what rclone calls remote. It does not
 // lead out of the root: the encoding makes an ordinary name of "..".
 func (f *Fs) local(remote string) (string, error) {
 	below := names.FromStandardPath(remote)
-	if slices.Contains(strings.Split(below, "/"), storeFolder) {
+	if slices.Contains(strings.Split(below, "/"), image.StoreFolder) {
 		return "", fserrors.NoRetryError(fmt.Errorf("%s: %w", remote, errHidden))
 	}
 	return filepath.Join(f.folder, filepath.FromSlash(below)), nil
@@ -336,7 +334,7 @@ func (f *Fs) List(ctx context.Context, dir string) (fs.DirEntries, error) {
 	var entries fs.DirEntries
 	amongDevices := beneathDev(p)
 	for _, e := range found {
-		if e.Name() == storeFolder {
+		if e.Name() == image.StoreFolder {
 			continue
 		}
 		remote := path.Join(dir, names.ToStandardName(e.Name()))

@@ -60,7 +60,7 @@ func waits(p string) bool {
 	if real, err := filepath.EvalSymlinks(p); err == nil {
 		p = real
 	}
-	_, err := os.Lstat(filepath.Join(filepath.Dir(p), storeFolder, filepath.Base(p)+".journal"))
+	_, err := os.Lstat(filepath.Join(filepath.Dir(p), image.KindJournal.Of(filepath.Base(p))))
 	return err == nil
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	iofs "io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -174,44 +173,7 @@ func (o *Object) Remove(context.Context) error {
 	if _, err := o.look(); err != nil {
 		return err
 	}
-	link, err := os.Lstat(o.path)
-	if err == nil && link.Mode().IsRegular() {
-		err = dropStored(o.path)
-	}
-	if err == nil {
-		err = os.Remove(o.path)
-	}
-	if err != nil {
-		return fmt.Errorf("removing %s: %w", o.path, cause(err))
-	}
-	_ = os.Remove(filepath.Join(filepath.Dir(o.path), storeFolder)) // if nothing is left in it
-	return nil
-}
-
-// dropStored removes what is stored about the image at p. It fails if someone is
-// writing the image.
-func dropStored(p string) error {
-	place, err := image.Locate(p)
-	if err != nil {
-		return err
-	}
-	_, err = image.Clean(place, "")
-	if err := place.Close(); err != nil {
-		return err
-	}
-	if errors.Is(err, image.ErrIncomplete) || errors.Is(err, iofs.ErrNotExist) {
-		err = nil
-	}
-	if err != nil {
-		return err
-	}
-	stored := filepath.Join(filepath.Dir(p), storeFolder, filepath.Base(p))
-	for _, kind := range []string{".tree", ".journal", ".partial", ".fresh"} {
-		if err := os.Remove(stored + kind); err != nil && !isMissing(err) {
-			return err
-		}
-	}
-	return nil
+	return endpoint.Remove(o.path)
 }
 
 // Mkdir makes a folder, and those above it, unless it is there.
@@ -249,7 +211,7 @@ func (f *Fs) Rmdir(_ context.Context, dir string) error {
 	if err := f.mayMake(p, "removing a folder"); err != nil {
 		return err
 	}
-	if len(found) == 1 && found[0].Name() == storeFolder {
+	if len(found) == 1 && found[0].Name() == image.StoreFolder {
 		err = dropLeftovers(p)
 	} else if len(found) > 0 {
 		return fs.ErrorDirectoryNotEmpty
@@ -265,14 +227,14 @@ func (f *Fs) Rmdir(_ context.Context, dir string) error {
 
 // dropLeftovers removes the store of a folder in which there is nothing else.
 func dropLeftovers(p string) error {
-	store := filepath.Join(p, storeFolder)
+	store := filepath.Join(p, image.StoreFolder)
 	left, err := os.ReadDir(store)
 	if err != nil {
 		return err
 	}
 	for _, e := range left {
 		name := strings.TrimSuffix(e.Name(), path.Ext(e.Name()))
-		if err := dropStored(filepath.Join(p, name)); err != nil {
+		if err := endpoint.Remove(filepath.Join(p, name)); err != nil && !isMissing(err) {
 			return err
 		}
 	}

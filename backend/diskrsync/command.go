@@ -11,6 +11,7 @@ import (
 
 	"github.com/diskrsync/diskrsync/backend/endpoint"
 	"github.com/diskrsync/diskrsync/merkle"
+	"github.com/diskrsync/diskrsync/merkle/image"
 )
 
 var commandHelp = []fs.CommandHelp{{
@@ -202,7 +203,7 @@ func (f *Fs) tree(ctx context.Context, remote string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	stored, err := f.maybe(ctx, stored(remote, kindTree))
+	stored, err := f.maybe(ctx, stored(remote, image.KindTree))
 	if err != nil {
 		return nil, err
 	}

@@ -15,31 +15,17 @@ import (
 	"github.com/diskrsync/diskrsync/merkle/image"
 )
 
-// storeFolder lies beside images, with what is stored about them. It is never shown,
-// nor is anything in it.
-const storeFolder = ".diskrsync"
-
-// What is in there about an image, by the ends of the names.
-const (
-	kindTree    = "tree"
-	kindJournal = "journal"
-	kindPartial = "partial"
-)
-
-// kinds are all that may be in there, the outboard last: without the others it says
-// what the image is.
-var kinds = []string{kindJournal, kindPartial, "fresh", "lock", kindTree}
-
 // stored returns the name of what is stored about an image.
-func stored(remote, kind string) string {
+func stored(remote string, kind image.Kind) string {
 	dir, leaf := path.Split(remote)
-	return path.Join(dir, storeFolder, leaf+"."+kind)
+	return path.Join(dir, kind.Of(leaf))
 }
 
-// hidden reports whether a name is in a store folder, or one itself.
+// hidden reports whether a name is in a store folder, or one itself: it is never shown,
+// nor is anything in it.
 func hidden(remote string) bool {
 	for element := range strings.SplitSeq(remote, "/") {
-		if element == storeFolder {
+		if element == image.StoreFolder {
 			return true
 		}
 	}
@@ -83,10 +69,10 @@ func (f *Fs) find(ctx context.Context, remote string) (description, error) {
 		return f.describeHere(ctx, file)
 	}
 	var tree, journal fs.Object
-	if tree, err = f.maybe(ctx, stored(remote, kindTree)); err != nil {
+	if tree, err = f.maybe(ctx, stored(remote, image.KindTree)); err != nil {
 		return description{}, err
 	}
-	if journal, err = f.maybe(ctx, stored(remote, kindJournal)); err != nil {
+	if journal, err = f.maybe(ctx, stored(remote, image.KindJournal)); err != nil {
 		return description{}, err
 	}
 	return f.describe(ctx, file, tree, journal != nil)

@@ -186,7 +186,7 @@ func (f *Fs) check() error {
 	case slices.Contains(strings.Split(f.root, "/"), ".."):
 		return fmt.Errorf("%s: has .. in it: name the folder itself", f.root)
 	case hidden(f.root):
-		return fmt.Errorf("%s: %s holds what is known of the images beside it, and no images", f.root, storeFolder)
+		return fmt.Errorf("%s: %s holds what is known of the images beside it, and no images", f.root, image.StoreFolder)
 	}
 	return nil
 }
@@ -265,7 +265,7 @@ func (f *Fs) place(remote string) (endpoint.Place, error) {
 	case f.site == nil:
 		return endpoint.Place{}, f.notWritable()
 	case hidden(remote):
-		return endpoint.Place{}, fserrors.NoRetryError(fmt.Errorf("%s: %s holds what is known of the images beside it, and no images", remote, storeFolder))
+		return endpoint.Place{}, fserrors.NoRetryError(fmt.Errorf("%s: %s holds what is known of the images beside it, and no images", remote, image.StoreFolder))
 	case slices.Contains(strings.Split(remote, "/"), ".."):
 		return endpoint.Place{}, fserrors.NoRetryError(fmt.Errorf("%s: has .. in it: name the image itself", remote))
 	}
@@ -309,7 +309,7 @@ func (f *Fs) listStore(ctx context.Context, dir string) (map[string]fs.Object, e
 	if f.here() {
 		return nil, nil
 	}
-	entries, err := f.base.List(ctx, path.Join(dir, storeFolder))
+	entries, err := f.base.List(ctx, path.Join(dir, image.StoreFolder))
 	if err != nil && !errors.Is(err, fs.ErrorDirNotFound) {
 		return nil, err
 	}
@@ -352,7 +352,7 @@ func (f *Fs) describeListed(ctx context.Context, file fs.Object, beside map[stri
 	if f.here() {
 		return f.describeHere(ctx, file)
 	}
-	return f.describe(ctx, file, beside[stored(file.Remote(), kindTree)], beside[stored(file.Remote(), kindJournal)] != nil)
+	return f.describe(ctx, file, beside[stored(file.Remote(), image.KindTree)], beside[stored(file.Remote(), image.KindJournal)] != nil)
 }
 
 // skip leaves an entry out of a listing, and has the run fail for it.

@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/rclone/rclone/fs"
+
+	"github.com/diskrsync/diskrsync/merkle/image"
 )
 
 // Mkdir makes the directory (container, bucket)
 func (f *Fs) Mkdir(ctx context.Context, dir string) error {
 	if hidden(dir) {
-		return fmt.Errorf("%s: %s is not for images", dir, storeFolder)
+		return fmt.Errorf("%s: %s is not for images", dir, image.StoreFolder)
 	}
 	return f.base.Mkdir(ctx, dir)
 }
@@ -26,14 +29,15 @@ func (f *Fs) Rmdir(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	folder := path.Join(dir, storeFolder)
+	folder := path.Join(dir, image.StoreFolder)
 	if len(found) == 1 && found[0].Remote() == folder {
 		beside, err := f.base.List(ctx, folder)
 		if err != nil {
 			return err
 		}
 		for _, entry := range beside {
-			if ext := path.Ext(entry.Remote()); ext == "."+kindPartial || ext == "."+kindJournal {
+			switch image.Kind(strings.TrimPrefix(path.Ext(entry.Remote()), ".")) {
+			case image.KindPartial, image.KindJournal:
 				return fs.ErrorDirectoryNotEmpty
 			}
 		}
@@ -56,6 +60,10 @@ func (f *Fs) dropFolder(ctx context.Context, folder string, entries fs.DirEntrie
 	return f.base.Rmdir(ctx, folder)
 }
 
+// kinds are all that may be stored about an image, the outboard last: without the
+// others it says what the image is.
+var kinds = []image.Kind{image.KindJournal, image.KindPartial, image.KindFresh, image.KindLock, image.KindTree}
+
 // removeStored removes what is stored about an image that is gone.
 func (f *Fs) removeStored(ctx context.Context, remote string) error {
 	for _, kind := range kinds {
@@ -71,7 +79,7 @@ func (f *Fs) removeStored(ctx context.Context, remote string) error {
 		}
 	}
 	// Other images may need the folder, and not every remote has folders.
-	if err := f.base.Rmdir(ctx, path.Join(path.Dir(remote), storeFolder)); err != nil {
+	if err := f.base.Rmdir(ctx, path.Join(path.Dir(remote), image.StoreFolder)); err != nil {
 		fs.Debugf(f, "keeping the folder with what is stored beside %s: %v", remote, err)
 	}
 	return nil
@@ -94,7 +102,7 @@ func (f *Fs) Move(ctx context.Context, src fs.Object, remote string) (fs.Object,
 		return nil, fs.ErrorCantMove
 	}
 	if hidden(remote) {
-		return nil, fmt.Errorf("%s: %s is not for images", remote, storeFolder)
+		return nil, fmt.Errorf("%s: %s is not for images", remote, image.StoreFolder)
 	}
 	if err := o.settle(ctx); err != nil {
 		return nil, err
@@ -102,7 +110,7 @@ func (f *Fs) Move(ctx context.Context, src fs.Object, remote string) (fs.Object,
 	if err := f.removeStored(ctx, remote); err != nil { // about what was there before
 		return nil, err
 	}
-	tree, err := o.f.maybe(ctx, stored(o.remote, kindTree))
+	tree, err := o.f.maybe(ctx, stored(o.remote, image.KindTree))
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +118,7 @@ func (f *Fs) Move(ctx context.Context, src fs.Object, remote string) (fs.Object,
 		return nil, err
 	}
 	if tree != nil {
-		if _, err := do(ctx, tree, stored(remote, kindTree)); err != nil {
+		if _, err := do(ctx, tree, stored(remote, image.KindTree)); err != nil {
 			fs.Logf(remote, "moved, but not what is stored of its hashes, so all of it will be read by the next sync: %v", err)
 		}
 	}
@@ -122,14 +130,14 @@ func (f *Fs) Move(ctx context.Context, src fs.Object, remote string) (fs.Object,
 
 // settle sees to it that no sync of an image is unfinished.
 func (o *Object) settle(ctx context.Context) error {
-	journal, err := o.f.maybe(ctx, stored(o.remote, kindJournal))
+	journal, err := o.f.maybe(ctx, stored(o.remote, image.KindJournal))
 	if err != nil || journal == nil {
 		return err
 	}
 	if err := o.complete(ctx); err != nil {
 		return err
 	}
-	if journal, err = o.f.maybe(ctx, stored(o.remote, kindJournal)); err != nil || journal == nil {
+	if journal, err = o.f.maybe(ctx, stored(o.remote, image.KindJournal)); err != nil || journal == nil {
 		return err
 	}
 	return fmt.Errorf("%s: cannot be moved while a sync of it is unfinished: sync to it again, or drop what has arrived with the command clean", o.remote)
@@ -161,7 +169,7 @@ func (f *Fs) MkdirMetadata(ctx context.Context, dir string, metadata fs.Metadata
 		return nil, fs.ErrorNotImplemented
 	}
 	if hidden(dir) {
-		return nil, fmt.Errorf("%s: %s is not for images", dir, storeFolder)
+		return nil, fmt.Errorf("%s: %s is not for images", dir, image.StoreFolder)
 	}
 	return do(ctx, dir, metadata)
 }

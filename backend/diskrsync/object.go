@@ -114,6 +114,13 @@ func (o *Object) Update(ctx context.Context, in io.Reader, src fs.ObjectInfo, op
 
 // Remove an image, and what is stored about it
 func (o *Object) Remove(ctx context.Context) error {
+	if o.f.here() {
+		place, err := o.place()
+		if err != nil {
+			return err
+		}
+		return endpoint.Remove(place.Path) // and nobody writes it meanwhile
+	}
 	if err := o.now().file.Remove(ctx); err != nil {
 		return err
 	}
@@ -123,7 +130,7 @@ func (o *Object) Remove(ctx context.Context) error {
 // Open the content for reading. Images of this machine are kept from changing
 // meanwhile; with those elsewhere it is an error at the end if they have.
 func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadCloser, error) {
-	if o.f.site != nil && o.f.site.host == nil {
+	if o.f.here() {
 		return o.openHere(ctx, options)
 	}
 	d := o.now()

@@ -3,6 +3,8 @@ package endpoint
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"slices"
 	"time"
 
@@ -94,4 +96,19 @@ func SetModified(ctx context.Context, p Place, modified time.Time) error {
 		return classify(err)
 	}
 	return a.carrier.Close()
+}
+
+// Remove removes an image of this machine with what is stored about it, which there may
+// be without an image: then it matches fs.ErrNotExist. Of a symbolic link to an image
+// nothing is removed but the link.
+func Remove(path string) error {
+	link, err := os.Lstat(path)
+	if err == nil && link.Mode()&fs.ModeSymlink != 0 {
+		return os.Remove(path)
+	}
+	place, err := image.Locate(path)
+	if err != nil {
+		return err
+	}
+	return classify(errors.Join(image.Remove(place), place.Close()))
 }

@@ -85,7 +85,7 @@ func freeAddress(t *testing.T) string {
 
 // daemon runs rclone until the end of the test, and returns when it listens at the
 // address that the arguments give it.
-func (b bench) daemon(t *testing.T, address string, args ...string) {
+func (b bench) daemon(t *testing.T, address string, args ...string) *lab.Run {
 	t.Helper()
 	r := b.start(t, args...)
 	t.Cleanup(func() {
@@ -100,6 +100,7 @@ func (b bench) daemon(t *testing.T, address string, args ...string) {
 		conn.Close()
 		return true
 	})
+	return r
 }
 
 // TestServe reads images by the programs that other people have.
