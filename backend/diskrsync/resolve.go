@@ -17,6 +17,7 @@ import (
 
 	"github.com/diskrsync/diskrsync/backend/endpoint"
 	"github.com/diskrsync/diskrsync/backend/sshexec"
+	"github.com/diskrsync/diskrsync/merkle/transport"
 )
 
 // A site is the folder behind a remote, if it is one where images can be written: on
@@ -119,7 +120,7 @@ func (s *site) place(remote string, opt *Options) endpoint.Place {
 		Path: path.Join(s.root, below),
 		Host: s.name,
 		Dial: func(ctx context.Context) (endpoint.Carrier, error) {
-			p, err := s.host.Start(ctx, sshexec.Quote(opt.AgentPath)+" serve --stdio")
+			p, err := s.host.Start(ctx, transport.Quote(opt.AgentPath)+" serve --stdio")
 			if err != nil {
 				return nil, err // and not a nil Process in an interface
 			}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/diskrsync/diskrsync/merkle/transport"
 )
 
 const (
@@ -51,7 +53,7 @@ type Process struct {
 	inEnd    *io.PipeReader
 	out      *io.PipeReader
 	outEnd   *io.PipeWriter
-	messages tail
+	messages transport.Tail
 
 	ended  chan struct{} // closed once the program has ended; guards ending
 	ending ending
@@ -164,7 +166,7 @@ func (p *Process) shut() {
 	// The outputs have ended, or are nobody's who has anything to say.
 	p.prog.stdout.Close()
 	p.prog.stderr.Close()
-	p.messages.log(p.name)
+	log(p.name, &p.messages)
 	if p.prog.release != nil {
 		p.prog.release(p.hasEnded())
 	}

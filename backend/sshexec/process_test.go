@@ -5,11 +5,12 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/rclone/rclone/fs/config/configmap"
+
+	"github.com/diskrsync/diskrsync/merkle/transport"
 )
 
 // eachWay runs a test over a connection of this package and by way of an external
@@ -143,7 +144,7 @@ func TestFlood(t *testing.T) {
 		if len(err.Error()) > 1000 || !strings.Contains(err.Error(), "xxx") {
 			t.Errorf("the error has %d bytes: %.100s", len(err.Error()), err)
 		}
-		if held := len(p.messages.buf); held > maxMessages {
+		if held := len(strings.Join(p.messages.Lines(), "")); held > 10_000 {
 			t.Errorf("%d bytes are kept", held)
 		}
 	})
@@ -154,7 +155,7 @@ func TestFlood(t *testing.T) {
 func TestCloseDelivers(t *testing.T) {
 	eachWay(t, func(t *testing.T, h *Host) {
 		file := t.TempDir() + "/got"
-		p := start(t, h, "sleep 1; cat > "+Quote(file))
+		p := start(t, h, "sleep 1; cat > "+transport.Quote(file))
 		sent := strings.Repeat("0123456789abcdef", 1<<16)
 		_, err := p.Write([]byte(sent))
 		check(t, err)
@@ -203,7 +204,7 @@ func TestCloseWhileInUse(t *testing.T) {
 func TestCloseTakesWhatNobodyReads(t *testing.T) {
 	eachWay(t, func(t *testing.T, h *Host) {
 		file := t.TempDir() + "/end"
-		p := start(t, h, "head -c 50000000 /dev/zero; cat > "+Quote(file))
+		p := start(t, h, "head -c 50000000 /dev/zero; cat > "+transport.Quote(file))
 		expect(t, p, "\x00")
 		_, err := p.Write([]byte("bye"))
 		check(t, err)
@@ -256,30 +257,8 @@ func TestHostCloseEndsAll(t *testing.T) {
 }
 
 // TestQuote has a shell take apart what was quoted.
-func TestQuote(t *testing.T) {
-	sh := need(t, "sh")
-	for _, arg := range []string{
-		"", "diskrsync", "/opt/disk rsync/bin", "it's", `"\$x` + "`id`", "a\nb", "a=b", "~root", "-n", "*", "größe", "!x", "%1", ";", "#", "\t", "'", "''",
-	} {
-		out, err := exec.Command(sh, "-c", "printf '<%s>' "+Quote(arg)).CombinedOutput()
-		if err != nil || string(out) != "<"+arg+">" {
-			t.Errorf("the shell sees %q as %s, %v", arg, out, err)
-		}
-	}
-	t.Setenv("HOME", "/home/me")
-	for arg, want := range map[string]string{"~/": "/home/me/", "~/bin/disk rsync": "/home/me/bin/disk rsync", "~/$x": "/home/me/$x"} {
-		out, err := exec.Command(sh, "-c", "printf %s "+Quote(arg)).CombinedOutput()
-		if err != nil || string(out) != want {
-			t.Errorf("the shell sees %q as %s, %v", arg, out, err)
-		}
-	}
-	if got := Quote("/usr/local/bin/diskrsync"); got != "/usr/local/bin/diskrsync" {
-		t.Errorf("a plain word is quoted: %s", got)
-	}
-}
-
-func TestTail(t *testing.T) {
-	long := strings.Repeat("y", 2*maxMessages)
+func TestLast(t *testing.T) {
+	long := strings.Repeat("y", 10_000)
 	tests := []struct {
 		name  string
 		parts []string
@@ -294,12 +273,12 @@ func TestTail(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var l tail
+			var l transport.Tail
 			for _, part := range tt.parts {
 				_, err := l.Write([]byte(part))
 				check(t, err)
 			}
-			if got := l.last(); got != tt.want {
+			if got := last(&l); got != tt.want {
 				t.Errorf("the last line is %q, want %q", got, tt.want)
 			}
 		})

@@ -43,7 +43,7 @@ func (h *Host) configure(m configmap.Mapper) error {
 // external reports whether the user's own ssh makes the connection.
 func (h *Host) external() bool { return len(h.settings.SSH) > 0 }
 
-// checkShell refuses shells that Quote does not quote for. PowerShell besides
+// checkShell refuses shells that transport.Quote does not quote for. PowerShell besides
 // changes the bytes that pass through it.
 func checkShell(kind string) error {
 	switch kind {

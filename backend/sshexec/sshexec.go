@@ -33,7 +33,6 @@ import (
 	"context"
 	"fmt"
 	"net/url"
-	"strings"
 	"sync"
 
 	"github.com/rclone/rclone/backend/sftp"
@@ -87,7 +86,7 @@ func New(name string, m configmap.Mapper, opt Options) (*Host, error) {
 }
 
 // Start starts a program. The command is given to the shell at the far side as
-// it is; see Quote. The process is closed when ctx ends. If ctx ends before the
+// it is; see transport.Quote. The process is closed when ctx ends. If ctx ends before the
 // program has started, Start returns.
 //
 // That the shell does not find the program is no error of Start, but is seen as
@@ -146,19 +145,3 @@ func (h *Host) attend(ctx context.Context, prog program) *Process {
 	p.begin()
 	return p
 }
-
-// Quote quotes arg for a POSIX shell, so that the shell sees one word that equals
-// it. A leading "~/" stays bare, for the shell to put the home folder there.
-func Quote(arg string) string {
-	if rest, ok := strings.CutPrefix(arg, "~/"); ok && rest != "" {
-		return "~/" + Quote(rest)
-	}
-	if arg == "~/" || arg != "" && strings.Trim(arg, plain) == "" {
-		return arg
-	}
-	return "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
-}
-
-// plain has the characters that mean themselves to every shell, wherever they
-// stand. The first word of a command with a "=" would be an assignment.
-const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-+:,"

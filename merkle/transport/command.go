@@ -70,7 +70,7 @@ func (o Options) command(host string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ssh flags %q: %w", o.SSHFlags, err)
 	}
-	remote := shellWord(o.program()) + " " + agentServe + " " + agentStdio
+	remote := Quote(o.program()) + " " + agentServe + " " + agentStdio
 	words := append([]string{"ssh"}, flags...)
 	return append(words, "--", host, remote), nil
 }
@@ -103,14 +103,14 @@ func asksForHost(word string) bool {
 	return expandHost(word, "") != expandHost(word, "h")
 }
 
-// shellWord quotes word for a POSIX shell, so that the shell sees one word that
+// Quote quotes word for a POSIX shell, so that the shell sees one word that
 // equals it. A leading "~/" stays bare, for the shell to expand.
-func shellWord(word string) string {
+func Quote(word string) string {
 	if rest, ok := strings.CutPrefix(word, "~/"); ok {
 		if rest == "" {
 			return word
 		}
-		return "~/" + shellWord(rest)
+		return "~/" + Quote(rest)
 	}
 	if word != "" && strings.Trim(word, plainChars) == "" {
 		return word

@@ -115,7 +115,7 @@ func shell(t *testing.T, dir, line string) string {
 	return string(out)
 }
 
-func TestShellWordInShell(t *testing.T) {
+func TestQuoteInShell(t *testing.T) {
 	home := t.TempDir()
 	tests := []struct{ word, want string }{
 		{"", ""},
@@ -136,8 +136,8 @@ func TestShellWordInShell(t *testing.T) {
 		{"~/~/x", home + "/~/x"},
 	}
 	for _, tt := range tests {
-		if got := shell(t, home, "printf %s "+shellWord(tt.word)); got != tt.want {
-			t.Errorf("shellWord(%q) = %s, which the shell reads as %q", tt.word, shellWord(tt.word), got)
+		if got := shell(t, home, "printf %s "+Quote(tt.word)); got != tt.want {
+			t.Errorf("Quote(%q) = %s, which the shell reads as %q", tt.word, Quote(tt.word), got)
 		}
 	}
 }

@@ -39,7 +39,7 @@ type Conn struct {
 	stdin   io.WriteCloser
 	stdout  io.ReadCloser
 	stderr  io.ReadCloser
-	tail    tail
+	tail    Tail
 
 	exited chan struct{} // closed once the carrier has ended; guards state and waitErr
 	quiet  chan struct{} // closed at the end of the carrier's error output
@@ -124,7 +124,7 @@ func (c *Conn) listen(copyTo io.Writer) {
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := c.stderr.Read(buf)
-		c.tail.add(buf[:n])
+		_, _ = c.tail.Write(buf[:n]) // never fails
 		if copyTo != nil && n > 0 {
 			if _, werr := copyTo.Write(buf[:n]); werr != nil {
 				copyTo = nil // the carrier must not stand still for a broken log

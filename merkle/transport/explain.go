@@ -1,18 +1,10 @@
 package transport
 
 import (
-	"bytes"
 	"fmt"
 	"path"
-	"strconv"
 	"strings"
-	"sync"
-	"unicode"
-	"unicode/utf8"
 )
-
-// maxTail bounds how much of a carrier's error output is kept, in bytes.
-const maxTail = 8 << 10
 
 // Explain closes the connection and returns err, the error that ended the
 // conversation, behind what is known about the other side: how the carrier ended,
@@ -24,7 +16,7 @@ func (c *Conn) Explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	lines := c.tail.lines()
+	lines := c.tail.Lines()
 	said := make([]string, 0, 2)
 	if closeErr != nil {
 		said = append(said, closeErr.Error())
@@ -104,66 +96,4 @@ func (c *Conn) hint() string {
 	}
 	return fmt.Sprintf("%s cannot be started on %s: copy the static binary there, as with `scp $(command -v %s) %s:/usr/local/bin/`, or say where it is with --cmd-path",
 		c.program, c.host, agentName, bracketed(c.host))
-}
-
-// tail keeps the end of what is added to it. It may be used by several
-// goroutines.
-type tail struct {
-	mu  sync.Mutex
-	buf []byte
-	cut bool // whether something before buf was dropped
-}
-
-func (t *tail) add(p []byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf = append(t.buf, p...)
-	if drop := len(t.buf) - maxTail; drop > 0 {
-		t.buf = append(t.buf[:0], t.buf[drop:]...)
-		t.cut = true
-	}
-}
-
-// lines returns the kept lines that are not blank, fit to be shown. If the
-// beginning is lost, so is the line that it was part of, unless there is no other.
-func (t *tail) lines() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	text := t.buf
-	if t.cut {
-		if _, rest, ok := bytes.Cut(text, []byte{'\n'}); ok && len(rest) > 0 {
-			text = rest
-		}
-	}
-	var lines []string
-	for line := range bytes.Lines(text) {
-		if line = bytes.TrimSpace(line); len(line) > 0 {
-			lines = append(lines, escape(string(line)))
-		}
-	}
-	if t.cut {
-		lines = append([]string{"..."}, lines...)
-	}
-	return lines
-}
-
-// escape makes s safe to show on a terminal and in a log: whatever does not
-// print is written as a Go escape sequence.
-func escape(s string) string {
-	var out strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == '\t':
-			out.WriteByte(' ')
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&out, `\x%02x`, s[0])
-		case unicode.IsPrint(r):
-			out.WriteRune(r)
-		default:
-			out.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
-		}
-		s = s[n:]
-	}
-	return out.String()
 }

@@ -2,9 +2,7 @@ package transport
 
 import (
 	"errors"
-	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -33,7 +31,7 @@ func TestExplainSSH(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c, err := Dial(t.Context(), tt.host, Options{SSHFlags: "-fail " + tt.status + " " + shellWord(tt.text)})
+			c, err := Dial(t.Context(), tt.host, Options{SSHFlags: "-fail " + tt.status + " " + Quote(tt.text)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,69 +87,5 @@ func TestExplainCarrierWithoutSSH(t *testing.T) {
 	}
 	if strings.Contains(err.Error(), "scp") {
 		t.Errorf("%v\nproposes scp for a carrier that is not ssh", err)
-	}
-}
-
-func TestEscape(t *testing.T) {
-	tests := []struct{ in, want string }{
-		{"", ""},
-		{`plain "text" with \ and größe`, `plain "text" with \ and größe`},
-		{"a\tb", "a b"},
-		{"\x1b]0;title\x07", `\x1b]0;title\a`},
-		{"50%\r100%", `50%\r100%`},
-		{"\xff\xfe\x80", `\xff\xfe\x80`},
-		{"\u202egnp\u2066", `\u202egnp\u2066`},
-		{"\u009b2J", `\u009b2J`},
-		{"\ufffd", "\ufffd"},
-		{"\x00", `\x00`},
-	}
-	for _, tt := range tests {
-		if got := escape(tt.in); got != tt.want {
-			t.Errorf("escape(%q) = %s, want %s", tt.in, got, tt.want)
-		}
-	}
-}
-
-func TestTail(t *testing.T) {
-	long := strings.Repeat("x", maxTail)
-	tests := []struct {
-		name  string
-		parts []string
-		want  []string
-	}{
-		{"nothing", nil, nil},
-		{"one line without an end", []string{"a", "b"}, []string{"ab"}},
-		{"blank lines", []string{"\n \r\n a \r\n\n\nb\n"}, []string{"a", "b"}},
-		{"exactly what fits", []string{long[:maxTail-2], "\nb"}, []string{long[:maxTail-2], "b"}},
-		{"one byte too many", []string{"a\n", long[:maxTail-3], "\nbc"}, []string{"...", "bc"}},
-		{"one endless line", []string{long, "y"}, []string{"...", long[1:] + "y"}},
-		{"one endless line, ended", []string{long, "y\n"}, []string{"...", long[2:] + "y"}},
-		{"more than all at once", []string{long + long + "\nend"}, []string{"...", "end"}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			var end tail
-			for _, part := range tt.parts {
-				end.add([]byte(part))
-			}
-			if got := end.lines(); !slices.Equal(got, tt.want) {
-				t.Errorf("got %.100q, want %.100q", got, tt.want)
-			}
-		})
-	}
-}
-
-// TestTailIsBounded adds much more than is kept, in pieces of every kind.
-func TestTailIsBounded(t *testing.T) {
-	var end tail
-	for i := range 5000 {
-		end.add(fmt.Appendf(nil, "line %d%s\n", i, strings.Repeat(" ", i%97)))
-		if len(end.buf) > maxTail {
-			t.Fatalf("%d bytes are kept", len(end.buf))
-		}
-	}
-	lines := end.lines()
-	if lines[0] != "..." || lines[len(lines)-1] != "line 4999" {
-		t.Errorf("kept %q to %q", lines[0], lines[len(lines)-1])
 	}
 }

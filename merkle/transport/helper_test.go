@@ -185,9 +185,9 @@ func check(err error) {
 
 // carrier returns the command that has this test binary play a part.
 func carrier(part string, args ...string) string {
-	words := []string{shellWord(os.Args[0]), asCarrier, part}
+	words := []string{Quote(os.Args[0]), asCarrier, part}
 	for _, arg := range args {
-		words = append(words, shellWord(arg))
+		words = append(words, Quote(arg))
 	}
 	return strings.Join(words, " ")
 }
