@@ -15,7 +15,7 @@ import (
 // takeStream makes a stream the source, and returns what is to be called at the end.
 // A session has to know how long the image is, so a stream of unknown length goes
 // through a temporary file first, as rclone does where a remote takes none.
-func (s *sync) takeStream(in io.Reader, size int64) (func() error, error) {
+func (s *transfer) takeStream(in io.Reader, size int64) (func() error, error) {
 	if size >= 0 {
 		s.stream = session.NewStream(in, size, s.modified)
 		return func() error { return nil }, nil

@@ -22,7 +22,7 @@ import (
 func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Target) (result session.Result, err error) {
 	defer func() { err = classify(err) }()
 	stream, account := release(in)
-	s := &sync{o: o, dst: dst, size: src.Size(), modified: src.ModTime(ctx)}
+	s := &transfer{o: o, dst: dst, size: src.Size(), modified: src.ModTime(ctx)}
 	ok := false
 	if s.from, ok, err = placed(src); err != nil {
 		return result, err
@@ -55,8 +55,8 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 	return result, nil
 }
 
-// A sync is one on its way.
-type sync struct {
+// A transfer is a sync on its way.
+type transfer struct {
 	o        any
 	dst      Target
 	from     Source
@@ -66,7 +66,7 @@ type sync struct {
 	mon      session.Monitor
 }
 
-func (s *sync) run(ctx context.Context) (result session.Result, err error) {
+func (s *transfer) run(ctx context.Context) (result session.Result, err error) {
 	if !s.dst.here() {
 		return s.toAgent(ctx)
 	}
@@ -95,16 +95,16 @@ func (s *sync) run(ctx context.Context) (result session.Result, err error) {
 	return result, err
 }
 
-func (s *sync) options() session.Options { return session.Options{Monitor: &s.mon} }
+func (s *transfer) options() session.Options { return session.Options{Monitor: &s.mon} }
 
-func (s *sync) note(text string) {
+func (s *transfer) note(text string) {
 	if text != "" {
 		fs.Logf(s.o, "%s", text)
 	}
 }
 
 // toAgent has an agent receive the image.
-func (s *sync) toAgent(ctx context.Context) (result session.Result, err error) {
+func (s *transfer) toAgent(ctx context.Context) (result session.Result, err error) {
 	target, err := s.dst.open(ctx, wire.Request{Verb: wire.VerbTarget, Raw: s.dst.Raw, InPlace: s.dst.InPlace,
 		Checksum: s.dst.Checksum, StateDir: s.dst.StateDir})
 	if err != nil {
@@ -123,7 +123,7 @@ func (s *sync) toAgent(ctx context.Context) (result session.Result, err error) {
 }
 
 // openSource has an agent send the image.
-func (s *sync) openSource(ctx context.Context) (*agent, error) {
+func (s *transfer) openSource(ctx context.Context) (*agent, error) {
 	source, err := s.from.open(ctx, wire.Request{Verb: wire.VerbSource, Format: string(cmp.Or(s.from.Format, image.Auto)),
 		Checksum: s.from.Checksum, Force: s.from.Force, StateDir: s.from.StateDir})
 	if err == nil {
@@ -132,7 +132,7 @@ func (s *sync) openSource(ctx context.Context) (*agent, error) {
 	return source, err
 }
 
-func (s *sync) fromAgent(ctx context.Context, target *image.Target) (session.Result, error) {
+func (s *transfer) fromAgent(ctx context.Context, target *image.Target) (session.Result, error) {
 	source, err := s.openSource(ctx)
 	if err != nil {
 		return session.Result{}, err
@@ -143,7 +143,7 @@ func (s *sync) fromAgent(ctx context.Context, target *image.Target) (session.Res
 }
 
 // between has two agents talk to each other.
-func (s *sync) between(ctx context.Context, target *agent) (session.Result, error) {
+func (s *transfer) between(ctx context.Context, target *agent) (session.Result, error) {
 	source, err := s.openSource(ctx)
 	if err != nil {
 		return session.Result{}, err
@@ -164,7 +164,7 @@ func (s *sync) between(ctx context.Context, target *agent) (session.Result, erro
 }
 
 // withSource calls do with the source, if that is not an agent's.
-func (s *sync) withSource(do func(session.Source) error) (err error) {
+func (s *transfer) withSource(do func(session.Source) error) (err error) {
 	if s.stream != nil {
 		return do(s.stream)
 	}
@@ -187,7 +187,7 @@ func (s *sync) withSource(do func(session.Source) error) (err error) {
 
 // checkSize compares the size of the source with what rclone has found before. If it
 // took the copy for one of another size, it would remove it.
-func (s *sync) checkSize(now int64) error {
+func (s *transfer) checkSize(now int64) error {
 	if s.size < 0 || now == s.size {
 		return nil
 	}
@@ -217,7 +217,7 @@ func (l limited) Write(p []byte) (int, error) {
 
 // tell says what went over the wire: with --progress always, as that shows only what
 // was compared.
-func (s *sync) tell(ctx context.Context, r session.Result) {
+func (s *transfer) tell(ctx context.Context, r session.Result) {
 	s.note(r.Note)
 	say := fs.Infof
 	if fs.GetConfig(ctx).Progress {

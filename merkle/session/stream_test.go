@@ -130,3 +130,37 @@ func TestStreamIsHeldInPart(t *testing.T) {
 		t.Errorf("%d MiB were read while the target had taken nothing", ahead>>20)
 	}
 }
+
+// What was read of a stream can be had while the next byte is waited for: else nothing
+// of it would be on its way until the source goes on.
+func TestStreamThatPauses(t *testing.T) {
+	content := noise(3 << 20)
+	rest, more := io.Pipe()
+	src := session.NewStream(io.MultiReader(bytes.NewReader(content[:2<<20]), rest), int64(len(content)), time.Time{})
+	last := make(chan error, 1)
+	go func() {
+		_, err := src.ReadAt(make([]byte, 1<<20), 2<<20)
+		last <- err
+	}()
+	if _, err := more.Write(content[2<<20 : 2<<20+1]); err != nil {
+		t.Fatal(err)
+	}
+	first := make(chan error, 1)
+	got := make([]byte, 2<<20)
+	go func() {
+		_, err := src.ReadAt(got, 0)
+		first <- err
+	}()
+	select {
+	case err := <-first:
+		if err != nil || !bytes.Equal(got, content[:2<<20]) {
+			t.Errorf("what was read before: %v, as it was: %v", err, bytes.Equal(got, content[:2<<20]))
+		}
+	case <-time.After(time.Minute):
+		t.Error("what was read before waits for what comes next")
+	}
+	more.CloseWithError(errors.New("the tape is torn"))
+	if err := <-last; err == nil || !strings.Contains(err.Error(), "the tape is torn") {
+		t.Errorf("what comes next: %v", err)
+	}
+}

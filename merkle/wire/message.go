@@ -444,8 +444,8 @@ type Info struct {
 	Size      int64 // apparent
 	Allocated int64
 	BlockSize int
-	Digest    merkle.Hash
-	Bad       int64 // blocks that could not be read, or are not what they were
+	Digest    merkle.Hash // zero if it is not known, or blocks are bad
+	Bad       int64       // blocks that could not be read, or are not what they were
 	Note      string
 
 	Stored     bool  // the hashes are those that were stored when it was synced
