@@ -13,7 +13,8 @@
 //
 // An object is the content of an image: its size is the logical one, its time that of
 // the source. The folder .diskrsync, with what is stored about images, is never seen,
-// and moves and goes with them.
+// and moves and goes with them. So there is no option state_dir: that is for devices,
+// which have no folder for it beside them (see package blockdev).
 //
 // Put and Update do not write to a temporary name that rclone then renames
 // (PartialUploads is not set): the store is what makes an image safe against crashes,
@@ -105,6 +106,17 @@ through. It is not the global flag --inplace.`,
 			Default:  false,
 			Advanced: true,
 		}, {
+			Name: "keep_alive",
+			Help: `How long the machine of an sftp remote may be silent before it is asked
+for a sign of life.
+
+While both sides read there is nothing to send, and firewalls forget a
+connection on which nothing moves. It is asked at least three times in
+the time of the global flag --timeout. An external ssh (the option ssh of
+the sftp remote) has a setting of its own, ServerAliveInterval.`,
+			Default:  fs.Duration(30 * time.Second),
+			Advanced: true,
+		}, {
 			Name: "insecure_host_key",
 			Help: `Start agents on machines whose host key is not known.
 
@@ -118,12 +130,13 @@ check who it talks to. To start a program there this must be allowed.`,
 
 // Options defines the configuration for this backend
 type Options struct {
-	Remote          string `config:"remote"`
-	Format          string `config:"format"`
-	AgentPath       string `config:"agent_path"`
-	Checksum        bool   `config:"checksum"`
-	InPlace         bool   `config:"inplace"`
-	InsecureHostKey bool   `config:"insecure_host_key"`
+	Remote          string      `config:"remote"`
+	Format          string      `config:"format"`
+	AgentPath       string      `config:"agent_path"`
+	Checksum        bool        `config:"checksum"`
+	InPlace         bool        `config:"inplace"`
+	KeepAlive       fs.Duration `config:"keep_alive"`
+	InsecureHostKey bool        `config:"insecure_host_key"`
 }
 
 // Fs represents a folder of images on another remote
@@ -183,6 +196,8 @@ func (f *Fs) check() error {
 		return fmt.Errorf("format %q is neither spgz nor raw", f.opt.Format)
 	case f.opt.AgentPath == "":
 		return errors.New("agent_path is empty")
+	case time.Duration(f.opt.KeepAlive) < time.Second:
+		return fmt.Errorf("keep_alive %v is less than a second", f.opt.KeepAlive)
 	case slices.Contains(strings.Split(f.root, "/"), ".."):
 		return fmt.Errorf("%s: has .. in it: name the folder itself", f.root)
 	case hidden(f.root):

@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/rclone/rclone/fs"
 	"github.com/rclone/rclone/fs/config/configmap"
@@ -103,7 +104,7 @@ func sftpSite(name, p string, m configmap.Mapper, opt *Options) (*site, error) {
 	} else if over != "" {
 		root = over
 	}
-	host, err := sshexec.New(name, m, sshexec.Options{InsecureHostKey: opt.InsecureHostKey})
+	host, err := sshexec.New(name, m, sshexec.Options{InsecureHostKey: opt.InsecureHostKey, KeepAlive: time.Duration(opt.KeepAlive)})
 	if err != nil {
 		return nil, fserrors.NoRetryError(err)
 	}

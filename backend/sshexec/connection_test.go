@@ -212,10 +212,11 @@ func TestDeadServer(t *testing.T) {
 }
 
 func TestKeepAliveInterval(t *testing.T) {
+	const wanted = 40 * time.Second
 	for timeout, want := range map[time.Duration]time.Duration{
-		0: maxKeepAlive, 5 * time.Minute: maxKeepAlive, time.Minute: 20 * time.Second, 1: time.Millisecond,
+		0: wanted, 5 * time.Minute: wanted, time.Minute: 20 * time.Second, 1: time.Millisecond,
 	} {
-		if got := keepAliveInterval(timeout); got != want {
+		if got := keepAliveInterval(wanted, timeout); got != want {
 			t.Errorf("at a timeout of %v: %v, want %v", timeout, got, want)
 		}
 	}

@@ -13,9 +13,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// maxKeepAlive is how long a connection stays without a request that the server
-// has to answer, where --timeout does not ask for less.
-const maxKeepAlive = 30 * time.Second
+// usualKeepAlive is Options.KeepAlive where nothing is said.
+const usualKeepAlive = 30 * time.Second
 
 // dial makes a connection, of which the caller is the first user.
 func (h *Host) dial(ctx context.Context) (*connection, error) {
@@ -32,7 +31,7 @@ func (h *Host) dial(ctx context.Context) (*connection, error) {
 	}
 	fs.Debugf(h.name, "new ssh connection to %s, %s", address, c.client.ServerVersion())
 	go h.watch(c)
-	go c.keepAlive(keepAliveInterval(time.Duration(fs.GetConfig(ctx).Timeout)))
+	go c.keepAlive(keepAliveInterval(h.alive, time.Duration(fs.GetConfig(ctx).Timeout)))
 	return c, nil
 }
 
@@ -109,14 +108,14 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	return conn, nil
 }
 
-// keepAliveInterval returns how often the server is asked, so that a connection
-// on which nothing moves for timeout is one whose server does not answer. Two
-// answers may be late.
-func keepAliveInterval(timeout time.Duration) time.Duration {
+// keepAliveInterval returns how often the server is asked: as wanted, but so that a
+// connection on which nothing moves for timeout is one whose server does not answer.
+// Two answers may be late.
+func keepAliveInterval(wanted, timeout time.Duration) time.Duration {
 	if timeout <= 0 {
-		return maxKeepAlive
+		return wanted
 	}
-	return min(maxKeepAlive, max(timeout/3, time.Millisecond))
+	return min(wanted, max(timeout/3, time.Millisecond))
 }
 
 // keepAlive asks the server for a sign of life again and again. It asks no more

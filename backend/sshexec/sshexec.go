@@ -30,10 +30,12 @@
 package sshexec
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
 	"sync"
+	"time"
 
 	"github.com/rclone/rclone/backend/sftp"
 	"github.com/rclone/rclone/fs/config/configmap"
@@ -46,6 +48,11 @@ type Options struct {
 	// InsecureHostKey accepts any host key if the remote has neither
 	// known_hosts_file nor host_keys.
 	InsecureHostKey bool
+
+	// KeepAlive is how long a connection stays without a request that the server
+	// has to answer, where --timeout does not ask for less; 0 is 30 seconds. An
+	// external ssh has settings of its own for that.
+	KeepAlive time.Duration
 }
 
 // A Host is the machine of an sftp remote. It holds an ssh connection that is
@@ -59,6 +66,7 @@ type Host struct {
 	name     string // of the remote
 	settings sftp.Options
 	insecure bool
+	alive    time.Duration
 	pinned   []ssh.PublicKey // of host_keys
 	proxy    *url.URL        // of http_proxy
 
@@ -76,6 +84,7 @@ func New(name string, m configmap.Mapper, opt Options) (*Host, error) {
 	h := &Host{
 		name:      name,
 		insecure:  opt.InsecureHostKey,
+		alive:     cmp.Or(opt.KeepAlive, usualKeepAlive),
 		opening:   make(chan struct{}, 1),
 		processes: make(map[*Process]struct{}),
 	}

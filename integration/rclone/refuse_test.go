@@ -38,6 +38,7 @@ func TestBadInput(t *testing.T) {
 		{"sidecar folder below", []string{"copyto", "blockdev:" + disk, "disks:vms/.diskrsync"}, []string{".diskrsync"}},
 		{"remote without a path", []string{"copyto", "blockdev:" + disk, "disks,remote=':memory:bucket':root.img"}, []string{"a path of this machine or to an sftp remote"}},
 		{"unknown format", []string{"copyto", "blockdev:" + disk, "disks,format=qcow2:root.img"}, []string{"qcow2", "spgz", "raw"}},
+		{"no time to answer", []string{"copyto", "blockdev:" + disk, "disks,keep_alive=1ms:root.img"}, []string{"keep_alive 1ms is less than a second"}},
 		{"device that is gone", []string{"copyto", "blockdev:" + gone, "disks:root.img"}, []string{gone}},
 		{"no such device", []string{"copyto", "blockdev:/dev/none", "disks:root.img"}, []string{"Source doesn't exist"}},
 		{"no such image", []string{"backend", "verify", "disks:", "none.img"}, []string{"verify failed for none.img"}},
