@@ -143,6 +143,9 @@ func NewFs(ctx context.Context, name, root string, m configmap.Mapper) (fs.Fs, e
 
 	info, err := os.Stat(f.folder)
 	switch {
+	case isMissing(err) && beneathDev(f.folder):
+		// It cannot be made, and what rclone says of it has not even its name.
+		return nil, fserrors.NoRetryError(fmt.Errorf("%s: there is no such device or folder", f.folder))
 	case isMissing(err):
 		return f, nil // it may be made yet
 	case err != nil:

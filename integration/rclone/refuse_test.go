@@ -40,7 +40,7 @@ func TestBadInput(t *testing.T) {
 		{"unknown format", []string{"copyto", "blockdev:" + disk, "disks,format=qcow2:root.img"}, []string{"qcow2", "spgz", "raw"}},
 		{"no time to answer", []string{"copyto", "blockdev:" + disk, "disks,keep_alive=1ms:root.img"}, []string{"keep_alive 1ms is less than a second"}},
 		{"device that is gone", []string{"copyto", "blockdev:" + gone, "disks:root.img"}, []string{gone}},
-		{"no such device", []string{"copyto", "blockdev:/dev/none", "disks:root.img"}, []string{"Source doesn't exist"}},
+		{"no such device", []string{"copyto", "blockdev:/dev/none", "disks:root.img"}, []string{"/dev/none: there is no such device"}},
 		{"no such image", []string{"backend", "verify", "disks:", "none.img"}, []string{"verify failed for none.img"}},
 		{"no image named", []string{"backend", "verify", "disks:"}, []string{"backend verify disks: root.img"}},
 		{"restore without leave", []string{"copyto", "disks:root.img", "blockdev:" + disk}, []string{"allow_write"}},
