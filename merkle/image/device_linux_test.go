@@ -243,7 +243,7 @@ func TestDeviceIncomplete(t *testing.T) {
 	}
 	cutOff(t, dev, o, 8192, after, 5)
 	_, err := Open(place(t, dev), Options{StateDir: o.StateDir})
-	wantError(t, err, ErrIncomplete, "sync to it again, or read it as it is with --force")
+	wantError(t, err, ErrIncomplete, "sync to it again, or force that it is read as it is")
 	must(t, openImage(t, dev, Options{StateDir: o.StateDir, Force: true}).Close())
 	_, err = Clean(place(t, dev), o.StateDir)
 	wantError(t, err, ErrIncomplete, "only a sync mends that")

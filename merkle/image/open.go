@@ -153,13 +153,23 @@ func (r *reader) open(p *Place) error {
 			return err
 		}
 	}
-	if r.state.Incomplete && !r.opts.Examine && !r.opts.Force {
-		return refuse(ErrIncomplete, "image %s: is incomplete: %s, or read it as it is with --force", r.store.path, r.state.Why)
-	}
-	if r.state.Bad > 0 && !r.opts.Examine && !r.opts.Force {
-		return refuse(ErrIncomplete, "image %s: has %d bad blocks: sync to it again to repair them, or read it as it is with --force", r.store.path, r.state.Bad)
+	if err := r.checkState(); err != nil {
+		return err
 	}
 	return r.openContent()
+}
+
+// checkState refuses what is known not to be what it should be.
+func (r *reader) checkState() error {
+	switch {
+	case r.opts.Examine || r.opts.Force:
+		return nil
+	case r.state.Incomplete:
+		return refuse(ErrIncomplete, "image %s: is incomplete: %s, or force that it is read as it is", r.store.path, r.state.Why)
+	case r.state.Bad > 0:
+		return refuse(ErrIncomplete, "image %s: has %d bad blocks: sync to it again to repair them, or force that it is read as it is", r.store.path, r.state.Bad)
+	}
+	return nil
 }
 
 // excludeWriters keeps the image as it is for as long as it is open. What cannot
@@ -178,7 +188,7 @@ func (r *reader) excludeWriters() error {
 	case r.opts.Force || r.opts.Examine:
 		return nil
 	case r.disk.device:
-		return refuse(ErrInUse, "device %s: is locked by another program, which is changing it: wait for that to end, or read it as it is with --force", r.store.path)
+		return refuse(ErrInUse, "device %s: is locked by another program, which is changing it: wait for that to end, or force that it is read as it is", r.store.path)
 	case !r.store.beingWritten():
 		return nil
 	}
@@ -196,7 +206,7 @@ func (r *reader) readStore() error {
 	case errors.Is(err, fs.ErrPermission) && r.opts.Force:
 		return nil
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: only who may read the folder %s beside it can tell whether the image is whole (cat and sync read it all the same with --force)", err, StoreFolder)
+		return fmt.Errorf("%w: only who may read the folder %s beside it can tell whether the image is whole (force that it is read all the same, if that does not matter)", err, StoreFolder)
 	case err != nil:
 		return err
 	}

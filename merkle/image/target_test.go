@@ -116,7 +116,7 @@ func TestFormatOfTarget(t *testing.T) {
 	writeImage(t, spgzPath, TargetOptions{}, 12287, text(30000))
 	writeImage(t, rawPath, TargetOptions{Raw: true}, 12287, text(30000))
 	_, err := OpenTarget(place(t, spgzPath), TargetOptions{Raw: true})
-	wantError(t, err, ErrRefused, "leave out --no-compress")
+	wantError(t, err, ErrRefused, "ask for none to update it as one")
 	if tg := target(t, rawPath, TargetOptions{}); tg.Format() != Raw || tg.BlockSize() != 0 || tg.Preferred() != 12287 {
 		t.Errorf("a raw image is updated as %s", tg.Format())
 	}

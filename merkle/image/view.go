@@ -9,17 +9,44 @@ import (
 	"github.com/diskrsync/diskrsync/merkle"
 )
 
-// View opens an image file that lies where only reading is possible, such as in an
-// object store, by what reads it. Nothing is known of its holes, nor what is stored
-// about it; whether it changes is for the caller to find out. The image must not be
-// used when r is gone. Path is for messages.
-func View(path string, r io.ReaderAt, size int64, modified time.Time, c Choice) (Image, error) {
-	f := viewedFile{r, viewedInfo{size, modified}}
-	d, err := newDisk(f, path)
+// A Sight is an image file that lies where only reading is possible, such as in an
+// object store, as far as it can be seen.
+type Sight struct {
+	Path     string // for messages
+	File     io.ReaderAt
+	Size     int64 // of the file
+	Modified time.Time
+	Choice   Choice
+
+	// Outboard, if set, has what is stored of the hashes, and Head is its first page.
+	// That it is about this file is for the caller to find out.
+	Outboard io.ReaderAt
+	Head     merkle.Outboard
+}
+
+// View opens an image that is seen from afar. Nothing is known of its holes; whether
+// it changes is for the caller to find out. It must not be used when what it is read
+// from is gone. The error matches ErrIncomplete if there are bad blocks.
+func View(s Sight) (Image, error) {
+	info := viewedInfo{s.Size, s.Modified}
+	d, err := newDisk(viewedFile{s.File, info}, s.Path)
 	if err != nil {
 		return nil, err
 	}
-	v := &reader{store: &store{path: path}, opts: Options{Choice: c}, disk: d}
+	v := &reader{store: &store{path: s.Path}, opts: Options{Choice: s.Choice}, disk: d}
+	if s.Outboard != nil {
+		g, err := merkle.NewGeometry(s.Head.Size, s.Head.BlockSize)
+		if err != nil {
+			return nil, err
+		}
+		// What is read of it is checked against the root of its region, and the
+		// roots not at all: to read them all for a look at one block takes long.
+		v.tree = &tree{f: viewedFile{s.Outboard, info}, path: s.Path, g: g, head: s.Head, have: -1}
+	}
+	v.describe()
+	if err := v.checkState(); err != nil {
+		return nil, err
+	}
 	return v, v.openContent()
 }
 

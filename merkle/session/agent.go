@@ -75,6 +75,8 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		return a.clean(c, place, req)
 	case wire.VerbTouch:
 		return a.touch(c, place, req)
+	case wire.VerbRemove:
+		return a.remove(c, place, req)
 	}
 	choice, err := image.ParseChoice(req.Format)
 	if err != nil {
@@ -142,6 +144,17 @@ func (a Agent) touch(c *Conn, place *image.Place, req *wire.Request) error {
 		return c.fail(readOnly(req))
 	}
 	if err := image.SetModified(place, time.Unix(0, req.Modified)); err != nil {
+		return c.fail(err)
+	}
+	return c.write(&wire.Opened{})
+}
+
+// remove removes an image.
+func (a Agent) remove(c *Conn, place *image.Place, req *wire.Request) error {
+	if a.ReadOnly {
+		return c.fail(readOnly(req))
+	}
+	if err := image.Remove(place); err != nil {
 		return c.fail(err)
 	}
 	return c.write(&wire.Opened{})

@@ -244,6 +244,35 @@ func TestAgentTouches(t *testing.T) {
 	}
 }
 
+// An agent removes an image beneath its root, unless it changes nothing.
+func TestAgentRemoves(t *testing.T) {
+	a, inside, outside := rooted(t)
+	path := filepath.Join(inside, "disk")
+	must(t, os.WriteFile(path, noise(100_000), 0o600))
+	remove := func(agent session.Agent, name string) error {
+		c, ended := call(t, agent)
+		_, err := c.Open(t.Context(), wire.Request{Verb: wire.VerbRemove, Path: name})
+		return errors.Join(err, ended())
+	}
+	readOnly := a
+	readOnly.ReadOnly = true
+	if err := remove(readOnly, "disk"); !errors.Is(err, image.ErrRefused) {
+		t.Errorf("a read-only agent returned %v", err)
+	}
+	for _, name := range []string{"nothing", "../" + filepath.Base(outside), outside} {
+		if err := remove(a, name); err == nil {
+			t.Errorf("%s was removed", name)
+		}
+	}
+	if got := readImage(t, path, image.Raw); !bytes.Equal(got, noise(100_000)) {
+		t.Error("the image has changed")
+	}
+	must(t, remove(a, "disk"))
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the image that was removed: %v", err)
+	}
+}
+
 func sourceFile(t testing.TB, content []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "source")

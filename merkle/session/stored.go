@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
@@ -117,7 +118,7 @@ func (t *tree) judge(run *merkle.Run) error {
 // and fails at the first block that is not what is stored of it, so that damage
 // does not pass for content. Many goroutines may call it.
 func Judge(g merkle.Geometry, img image.Image) func(*merkle.Run) error {
-	t := &tree{g, img, img.Hashes(g.BlockSize())}
+	t := &tree{g, img, &recent{Hashes: img.Hashes(g.BlockSize()), region: -1}}
 	return func(run *merkle.Run) error {
 		if !run.IsHole() {
 			if _, ok := t.stored(run.First / merkle.RegionBlocks); !ok {
@@ -134,4 +135,25 @@ func Judge(g merkle.Geometry, img image.Image) func(*merkle.Run) error {
 		}
 		return err
 	}
+}
+
+// recent remembers the leaves of the last region that was asked for: a judge asks for
+// the same ones again and again.
+type recent struct {
+	image.Hashes
+
+	mu     sync.Mutex
+	region int64 // -1 for none
+	leaves []merkle.Hash
+	ok     bool
+}
+
+func (r *recent) Leaves(region int64) ([]merkle.Hash, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if region != r.region {
+		r.leaves, r.ok = r.Hashes.Leaves(region)
+		r.region = region
+	}
+	return r.leaves, r.ok
 }

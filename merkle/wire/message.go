@@ -97,6 +97,7 @@ const (
 	VerbVerify
 	VerbClean
 	VerbTouch
+	VerbRemove
 )
 
 // Request is the client's first message to an agent.
@@ -117,7 +118,7 @@ type Request struct {
 func (*Request) kind() kind { return kindRequest }
 func (m *Request) fields(c *codec) {
 	verb, ms := int(m.Verb), m.Timeout.Milliseconds()
-	c.int(&verb, int(VerbTouch))
+	c.int(&verb, int(VerbRemove))
 	c.string(&m.Path, maxText)
 	c.string(&m.Format, 16)
 	c.bool(&m.Raw)
