@@ -14,6 +14,7 @@ import (
 	_ "github.com/rclone/rclone/backend/local"
 	"github.com/rclone/rclone/backend/overview"
 	"github.com/rclone/rclone/fs"
+	"github.com/rclone/rclone/fs/accounting"
 	"github.com/rclone/rclone/fs/config/configmap"
 	"github.com/rclone/rclone/fs/fserrors"
 	rcobject "github.com/rclone/rclone/fs/object"
@@ -154,13 +155,22 @@ func TestOtherSizeThanExpected(t *testing.T) {
 	write(t, p, noise(1, 10000))
 	o := object(t, ctx, reading, p)
 	fdst := open(t, ctx, writing+t.TempDir())
-	_, err := fdst.Put(ctx, bytes.NewReader(nil), liar{o})
+	_, err := fdst.Put(ctx, counted(t, ctx), liar{o})
 	require.ErrorContains(t, err, "had 10001 bytes when it was listed, and has 10000 now")
 	require.NoError(t, os.Truncate(p, 20000))
 	_, err = o.ImageSource()
 	require.ErrorContains(t, err, "20000 bytes now and had 10000")
-	_, err = fdst.Put(ctx, bytes.NewReader(nil), o)
+	_, err = fdst.Put(ctx, counted(t, ctx), o)
 	require.ErrorContains(t, err, "20000 bytes now and had 10000")
+}
+
+// counted is a stream that rclone counts, as it does those of its copies, with nothing in
+// it: the image is to be read where it lies.
+func counted(t *testing.T, ctx context.Context) io.Reader {
+	t.Helper()
+	tr := accounting.Stats(ctx).NewTransferRemoteSize(t.Name(), -1, nil, nil)
+	t.Cleanup(func() { tr.Done(ctx, nil) })
+	return tr.Account(ctx, io.NopCloser(bytes.NewReader(nil)))
 }
 
 // A liar is larger than it was when it was found.

@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -123,11 +122,15 @@ func (o *Object) ImageSource() (endpoint.Source, error) {
 	if now != size {
 		return endpoint.Source{}, resized(o.path, size, now)
 	}
+	return o.source(), nil
+}
+
+func (o *Object) source() endpoint.Source {
 	opt := &o.fs.opt
 	return endpoint.Source{
 		Place:  endpoint.Place{Path: o.path},
 		Format: image.AsRaw, Checksum: opt.Checksum, Force: opt.Force, ReadOnly: !opt.AllowWrite, StateDir: opt.StateDir,
-	}, nil
+	}
 }
 
 // resized says that a source is not as long as rclone thinks it is: it would take
@@ -164,22 +167,7 @@ func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadClo
 	o.mu.Lock()
 	size, partial := o.size, o.partial
 	o.mu.Unlock()
-	place, err := image.Locate(o.path)
-	if err != nil {
-		return nil, err
-	}
-	opt := &o.fs.opt
-	img, err := image.Open(place, image.Options{
-		Choice: image.AsRaw, Checksum: opt.Checksum, Force: opt.Force, StateDir: opt.StateDir,
-		ReadOnly: !opt.AllowWrite,
-	})
-	if err != nil {
-		return nil, errors.Join(err, place.Close())
-	}
-	if now := img.Size(); now < size || now > size && !partial {
-		return nil, errors.Join(resized(o.path, size, now), img.Close(), place.Close())
-	}
-	return endpoint.NewReader(ctx, o, img, size, img.Changed, place.Close, options), nil
+	return o.source().Open(ctx, o, size, partial, options)
 }
 
 var (

@@ -163,7 +163,7 @@ func (o *Object) stamp(modTime time.Time) (err error) {
 }
 
 // Remove removes an image file, with what is stored about it, and no device ever.
-func (o *Object) Remove(context.Context) error {
+func (o *Object) Remove(ctx context.Context) error {
 	if o.device {
 		return fserrors.NoRetryError(fmt.Errorf("%s: is a device, and devices are never removed", o.path))
 	}
@@ -173,7 +173,7 @@ func (o *Object) Remove(context.Context) error {
 	if _, err := o.look(); err != nil {
 		return err
 	}
-	return endpoint.Remove(o.path)
+	return endpoint.Remove(ctx, endpoint.Place{Path: o.path})
 }
 
 // Mkdir makes a folder, and those above it, unless it is there.
@@ -196,7 +196,7 @@ func (f *Fs) Mkdir(_ context.Context, dir string) error {
 
 // Rmdir removes an empty folder. What an interrupted copy has left there of an image
 // that never came to be goes with it.
-func (f *Fs) Rmdir(_ context.Context, dir string) error {
+func (f *Fs) Rmdir(ctx context.Context, dir string) error {
 	p, err := f.local(dir)
 	if err != nil {
 		return err
@@ -212,7 +212,7 @@ func (f *Fs) Rmdir(_ context.Context, dir string) error {
 		return err
 	}
 	if len(found) == 1 && found[0].Name() == image.StoreFolder {
-		err = dropLeftovers(p)
+		err = dropLeftovers(ctx, p)
 	} else if len(found) > 0 {
 		return fs.ErrorDirectoryNotEmpty
 	}
@@ -226,7 +226,7 @@ func (f *Fs) Rmdir(_ context.Context, dir string) error {
 }
 
 // dropLeftovers removes the store of a folder in which there is nothing else.
-func dropLeftovers(p string) error {
+func dropLeftovers(ctx context.Context, p string) error {
 	store := filepath.Join(p, image.StoreFolder)
 	left, err := os.ReadDir(store)
 	if err != nil {
@@ -234,7 +234,7 @@ func dropLeftovers(p string) error {
 	}
 	for _, e := range left {
 		name := strings.TrimSuffix(e.Name(), path.Ext(e.Name()))
-		if err := endpoint.Remove(filepath.Join(p, name)); err != nil && !isMissing(err) {
+		if err := endpoint.Remove(ctx, endpoint.Place{Path: filepath.Join(p, name)}); err != nil && !isMissing(err) {
 			return err
 		}
 	}

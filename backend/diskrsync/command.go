@@ -141,7 +141,13 @@ func (f *Fs) Inspect(ctx context.Context, remote string, verify bool) (*Inspecti
 	if err != nil {
 		return nil, err
 	}
-	info, bad, err := endpoint.Inspect(ctx, endpoint.Source{Place: place, Format: "auto", Checksum: f.opt.Checksum}, verify)
+	src := endpoint.Source{Place: place, Format: image.Auto, Checksum: f.opt.Checksum}
+	if f.opt.Format != string(image.Spgz) {
+		if d, err := f.find(ctx, remote); err == nil { // else it is said below what is there of it
+			src.Format = d.choice()
+		}
+	}
+	info, bad, err := endpoint.Inspect(ctx, src, verify)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +177,7 @@ func (f *Fs) Inspect(ctx context.Context, remote string, verify bool) (*Inspecti
 
 // clean drops what interrupted syncs have left of an image.
 func (f *Fs) clean(ctx context.Context, remote string) (any, error) {
-	place, err := f.place(remote)
+	place, err := f.placeToWrite(ctx, remote)
 	if err != nil {
 		return nil, err
 	}

@@ -3,8 +3,10 @@ package diskrsync
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,12 +26,7 @@ func stored(remote string, kind image.Kind) string {
 // hidden reports whether a name is in a store folder, or one itself: it is never shown,
 // nor is anything in it.
 func hidden(remote string) bool {
-	for element := range strings.SplitSeq(remote, "/") {
-		if element == image.StoreFolder {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(strings.Split(remote, "/"), image.StoreFolder) || isProbe(remote)
 }
 
 // A description is what is known of an image without reading it.
@@ -38,7 +35,8 @@ type description struct {
 	size       int64     // of the content
 	modified   time.Time
 	format     image.Format
-	head       merkle.Outboard // zero if there is none that is that of the file
+	tree       fs.Object       // the outboard that is that of the file, nil if there is none
+	head       merkle.Outboard // its first page
 	unfinished bool            // there is a journal beside it
 }
 
@@ -48,6 +46,15 @@ func (d description) choice() image.Choice {
 		return image.AsSpgz
 	}
 	return image.AsRaw
+}
+
+// checkSize returns an error if an image is not as long as what has just been synced to
+// it. rclone would remove it then, and with it what somebody else has put there.
+func (d description) checkSize(remote string, synced int64) error {
+	if d.size == synced {
+		return nil
+	}
+	return fmt.Errorf("%s: was synced, and somebody else has changed it since: it has %d bytes now, and had %d", remote, d.size, synced)
 }
 
 // same reports whether an image, looked at twice, is the same one. Some stores tell
@@ -97,11 +104,11 @@ func (f *Fs) describeHere(ctx context.Context, file fs.Object) (description, err
 	if err != nil {
 		return d, err
 	}
-	place, err := image.Locate(where.Path)
+	place, err := where.Locate()
 	if err != nil {
 		return d, err
 	}
-	img, err := image.Open(place, image.Options{Examine: true, ReadOnly: true})
+	img, err := f.examine(place)
 	if err != nil {
 		return d, errors.Join(err, place.Close())
 	}
@@ -110,6 +117,21 @@ func (f *Fs) describeHere(ctx context.Context, file fs.Object) (description, err
 		d.modified = img.Modified()
 	}
 	return d, errors.Join(img.Close(), place.Close())
+}
+
+// examine opens an image of this machine to see what it is. What a guest has written
+// must not decide that, as in describe.
+func (f *Fs) examine(place *image.Place) (image.Image, error) {
+	opt := image.Options{Examine: true, ReadOnly: true}
+	img, err := image.Open(place, opt)
+	if err != nil || !img.Guessed() || img.Format() == image.Raw || f.opt.Format == string(image.Spgz) {
+		return img, err
+	}
+	if err := img.Close(); err != nil {
+		return nil, err
+	}
+	opt.Choice = image.AsRaw
+	return image.Open(place, opt)
 }
 
 // describe describes an image that is elsewhere, by its outboard or else by its
@@ -122,7 +144,7 @@ func (f *Fs) describe(ctx context.Context, file, tree fs.Object, unfinished bool
 			return d, err
 		}
 		if head != nil && f.isOf(head, file, d.modified) {
-			d.size, d.format, d.head = head.Size, image.Format(head.Format), *head
+			d.size, d.format, d.tree, d.head = head.Size, image.Format(head.Format), tree, *head
 			return d, nil
 		}
 	}
@@ -140,7 +162,7 @@ func (f *Fs) describe(ctx context.Context, file, tree fs.Object, unfinished bool
 	if string(begin) != image.Magic {
 		return d, nil
 	}
-	img, err := image.View(file.Remote(), in, d.size, d.modified, image.AsSpgz)
+	img, err := image.View(image.Sight{Path: file.Remote(), File: in, Size: d.size, Modified: d.modified, Choice: image.AsSpgz})
 	if err != nil {
 		fs.Debugf(file, "begins like an spgz image but is none: %v", err)
 		return d, nil
@@ -182,21 +204,26 @@ func readHead(ctx context.Context, tree fs.Object) (*merkle.Outboard, error) {
 
 // view opens an image that is elsewhere.
 func (d *description) view(ctx context.Context, f *Fs, remote string) (image.Image, error) {
-	in := &ranged{ctx: ctx, o: d.file}
-	img, err := image.View(f.name+":"+path.Join(f.root, remote), in, d.file.Size(), d.modified, d.choice())
-	if err != nil {
-		return nil, errors.Join(err, in.close())
+	v := viewed{in: &ranged{ctx: ctx, o: d.file}}
+	sight := image.Sight{Path: f.name + ":" + path.Join(f.root, remote), File: v.in, Size: d.file.Size(), Modified: d.modified, Choice: d.choice()}
+	if d.tree != nil && !f.opt.Checksum {
+		v.tree = &ranged{ctx: ctx, o: d.tree}
+		sight.Outboard, sight.Head = v.tree, d.head
 	}
-	return viewed{img, in}, nil
+	var err error
+	if v.Image, err = image.View(sight); err != nil {
+		return nil, errors.Join(err, v.in.close(), v.tree.close())
+	}
+	return v, nil
 }
 
 // viewed closes what it reads from.
 type viewed struct {
 	image.Image
-	in *ranged
+	in, tree *ranged
 }
 
-func (v viewed) Close() error { return errors.Join(v.Image.Close(), v.in.close()) }
+func (v viewed) Close() error { return errors.Join(v.Image.Close(), v.in.close(), v.tree.close()) }
 
 // ranged reads an object anywhere. As long as each read begins where the last one has
 // ended, it goes on with one stream.
@@ -265,6 +292,9 @@ func (r *ranged) shut() error {
 }
 
 func (r *ranged) close() error {
+	if r == nil {
+		return nil
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.shut()

@@ -28,8 +28,10 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/rclone/rclone/backend/crypt"
@@ -148,6 +150,9 @@ type Fs struct {
 	site     *site // the same, where images can be written; nil if they cannot
 	wrapper  fs.Fs
 	features *fs.Features
+
+	proof  sync.Mutex // for what follows
+	proved bool       // what sftp shows is what agents see
 }
 
 // NewFs constructs an Fs from the path, container:path
@@ -156,25 +161,32 @@ func NewFs(ctx context.Context, name, rpath string, m configmap.Mapper) (fs.Fs, 
 	if err := configstruct.Set(m, &f.opt); err != nil {
 		return nil, err
 	}
-	if err := f.check(); err != nil {
+	ctx, err := f.enter(ctx)
+	if err == nil {
+		err = f.check()
+	}
+	if err != nil {
 		return nil, fserrors.NoRetryError(err)
 	}
 	base, err := cache.Get(ctx, fspath.JoinRootPath(f.opt.Remote, f.root))
 	isFile := errors.Is(err, fs.ErrorIsFile)
 	if err != nil && !isFile {
-		return nil, fmt.Errorf("making the remote %q behind it: %w", f.opt.Remote, err)
+		return nil, fmt.Errorf("making the remote %s behind it: %w", shown(f.opt.Remote), err)
 	}
 	if isFile {
 		if f.root == "" {
-			return nil, fserrors.NoRetryError(fmt.Errorf("remote %q is a file: it must be the folder that images are in", f.opt.Remote))
+			return nil, fserrors.NoRetryError(fmt.Errorf("remote %s is a file: it must be the folder that images are in", shown(f.opt.Remote)))
 		}
 		if f.root = path.Dir(f.root); f.root == "." {
 			f.root = ""
 		}
 	}
 	f.base = base
-	if f.site, err = resolve(fspath.JoinRootPath(f.opt.Remote, f.root), &f.opt); err != nil {
+	if f.site, err = f.resolve(); err != nil {
 		return nil, err
+	}
+	if hidden(f.base.Root()) || f.site != nil && hidden(filepath.ToSlash(f.site.root)) {
+		return nil, fserrors.NoRetryError(fmt.Errorf("remote %s: %w", shown(f.opt.Remote), errHidden))
 	}
 	f.setFeatures(ctx)
 	cache.PinUntilFinalized(f.base, f)
@@ -184,6 +196,23 @@ func NewFs(ctx context.Context, name, rpath string, m configmap.Mapper) (fs.Fs, 
 	}
 	return f, nil
 }
+
+// making is the key of the names, in a context, of the remotes of this kind that are
+// being made, each for the one before.
+type making struct{}
+
+// enter returns a context in which this remote is being made. It fails if it already is:
+// then it leads to itself, by way of others.
+func (f *Fs) enter(ctx context.Context) (context.Context, error) {
+	names, _ := ctx.Value(making{}).([]string)
+	if slices.Contains(names, f.name) {
+		return ctx, fmt.Errorf("remote %s points to itself, by way of others: it must be the folder that images are in, such as nas:/mnt/backup", f.name)
+	}
+	return context.WithValue(ctx, making{}, append(slices.Clip(names), f.name)), nil
+}
+
+// errHidden is what every path into a store folder leads to.
+var errHidden = fmt.Errorf("%s holds what is known of the images beside it, and no images", image.StoreFolder)
 
 // check refuses settings and paths that can never be right.
 func (f *Fs) check() error {
@@ -201,7 +230,7 @@ func (f *Fs) check() error {
 	case slices.Contains(strings.Split(f.root, "/"), ".."):
 		return fmt.Errorf("%s: has .. in it: name the folder itself", f.root)
 	case hidden(f.root):
-		return fmt.Errorf("%s: %s holds what is known of the images beside it, and no images", f.root, image.StoreFolder)
+		return fmt.Errorf("%s: %w", f.root, errHidden)
 	}
 	return nil
 }
@@ -274,17 +303,23 @@ func (f *Fs) SetWrapper(wrapper fs.Fs) {
 // here reports whether the images are on this machine.
 func (f *Fs) here() bool { return f.site != nil && f.site.host == nil }
 
+// checkName refuses names that lead elsewhere than rclone means, and those in a store.
+func checkName(remote string) error {
+	switch {
+	case hidden(remote):
+		return fserrors.NoRetryError(fmt.Errorf("%s: %w", remote, errHidden))
+	case slices.Contains(strings.Split(remote, "/"), ".."):
+		return fserrors.NoRetryError(fmt.Errorf("%s: has .. in it: name the image itself", remote))
+	}
+	return nil
+}
+
 // place returns where an image is.
 func (f *Fs) place(remote string) (endpoint.Place, error) {
-	switch {
-	case f.site == nil:
+	if f.site == nil {
 		return endpoint.Place{}, f.notWritable()
-	case hidden(remote):
-		return endpoint.Place{}, fserrors.NoRetryError(fmt.Errorf("%s: %s holds what is known of the images beside it, and no images", remote, image.StoreFolder))
-	case slices.Contains(strings.Split(remote, "/"), ".."):
-		return endpoint.Place{}, fserrors.NoRetryError(fmt.Errorf("%s: has .. in it: name the image itself", remote))
 	}
-	return f.site.place(remote, &f.opt), nil
+	return f.site.place(remote, &f.opt), checkName(remote)
 }
 
 // List the objects and directories in dir into entries.
@@ -345,6 +380,9 @@ func (f *Fs) wrapEntries(ctx context.Context, found fs.DirEntries, beside map[st
 	for i, entry := range found {
 		switch x := entry.(type) {
 		case fs.Object:
+			if isProbe(x.Remote()) {
+				continue
+			}
 			group.Go(func() error {
 				d, err := f.describeListed(gctx, x, beside)
 				if err != nil {
@@ -391,10 +429,18 @@ func (f *Fs) NewObject(ctx context.Context, remote string) (fs.Object, error) {
 
 // Put syncs in, or the image behind src, to an image, whether that exists or not.
 func (f *Fs) Put(ctx context.Context, in io.Reader, src fs.ObjectInfo, options ...fs.OpenOption) (fs.Object, error) {
-	if err := f.upload(ctx, src, in, src, src.Remote()); err != nil {
+	size, err := f.upload(ctx, src, in, src, src.Remote())
+	if err != nil {
 		return nil, err
 	}
-	return f.NewObject(ctx, src.Remote())
+	d, err := f.find(ctx, src.Remote())
+	if err != nil {
+		return nil, fmt.Errorf("%s: was synced, and cannot be found now: %w", src.Remote(), err)
+	}
+	if err := d.checkSize(src.Remote(), size); err != nil {
+		return nil, err
+	}
+	return &Object{f: f, remote: src.Remote(), description: d}, nil
 }
 
 // PutStream is Put for what does not say how long it is.
@@ -402,23 +448,48 @@ func (f *Fs) PutStream(ctx context.Context, in io.Reader, src fs.ObjectInfo, opt
 	return f.Put(ctx, in, src, options...)
 }
 
-func (f *Fs) upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, remote string) error {
-	place, err := f.place(remote)
+// upload brings an image to what in gives, or to the image behind src, and returns its
+// size.
+func (f *Fs) upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, remote string) (int64, error) {
+	dir := path.Dir(remote)
+	if dir == "." {
+		dir = ""
+	}
+	if err := f.base.Mkdir(ctx, dir); err != nil {
+		return 0, err
+	}
+	place, err := f.placeToWrite(ctx, remote)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if dir := path.Dir(remote); dir != "." {
-		err = f.base.Mkdir(ctx, dir)
-	} else {
-		err = f.base.Mkdir(ctx, "")
-	}
-	if err != nil {
-		return err
-	}
-	_, err = endpoint.Upload(ctx, o, in, src, endpoint.Target{Place: place,
+	done, err := endpoint.Upload(ctx, o, in, src, endpoint.Target{Place: place,
 		Raw: f.opt.Format == string(image.Raw), InPlace: f.opt.InPlace, Checksum: f.opt.Checksum})
-	return err
+	if err != nil {
+		return 0, err
+	}
+	return done.Size, f.outlast(ctx, src.ModTime(ctx))
 }
+
+// outlast waits until what is changed from now on has another time, by what rclone
+// compares here, than a source that was found just now: else the next run would take it
+// for unchanged. A device always has just been found.
+func (f *Fs) outlast(ctx context.Context, modified time.Time) error {
+	window := max(f.Precision(), time.Duration(fs.GetConfig(ctx).ModifyWindow))
+	rest := time.Until(modified.Add(window))
+	if window > longestWindow || rest <= 0 || rest > longestWindow {
+		return nil // no times are compared, or it is one of the future
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(rest):
+		return nil
+	}
+}
+
+// longestWindow is how far apart two times may be for rclone to take them for the same:
+// FAT rounds to two seconds.
+const longestWindow = 2 * time.Second
 
 // Shutdown the backend, closing its connections.
 func (f *Fs) Shutdown(ctx context.Context) error {

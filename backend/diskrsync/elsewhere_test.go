@@ -3,6 +3,7 @@ package diskrsync_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -95,6 +96,60 @@ func refusesToWrite(t *testing.T, f fs.Fs, remote string, content []byte) {
 		t.Errorf("looking for what was not written: %v", err)
 	}
 	readable(t, f, remote, content)
+}
+
+// What is stored about an image goes with it wherever it is copied, and judges there what
+// is read of it.
+func TestDamageElsewhere(t *testing.T) {
+	for _, format := range []string{"spgz", "raw"} {
+		t.Run(format, func(t *testing.T) {
+			dir := t.TempDir()
+			here := makeFs(t, fmt.Sprintf(":diskrsync,remote='%s',format=%s:", dir, format))
+			put(t, here, "root.img", content(1<<20+777))
+			path := filepath.Join(dir, "root.img")
+			file, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const at = 34 << 12 // amidst noise, of both formats
+			file[at] ^= 1
+			if err := errors.Join(os.WriteFile(path, file, 0o600), os.Chtimes(path, modified, modified)); err != nil {
+				t.Fatal(err)
+			}
+			bucket := "damaged-" + format
+			upload(t, dir, ":memory:"+bucket)
+			for option, damaged := range map[string]bool{"": true, ",checksum": format == "spgz"} {
+				there := makeFs(t, fmt.Sprintf(":diskrsync,remote=':memory:%s',format=%s%s:", bucket, format, option))
+				o, err := there.NewObject(t.Context(), "root.img")
+				if err != nil {
+					t.Fatal(err)
+				}
+				in, err := o.Open(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := io.Copy(io.Discard, in)
+				if damaged != (err != nil) || n > 1<<20+777 {
+					t.Errorf("%q: %d bytes were read, %v", option, n, err)
+				}
+				if err := in.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			if _, err := here.Features().Command(t.Context(), "verify", []string{"root.img"}, nil); err == nil {
+				t.Fatal("verify finds nothing")
+			}
+			bucket += "-known"
+			upload(t, dir, ":memory:"+bucket)
+			o, err := makeFs(t, fmt.Sprintf(":diskrsync,remote=':memory:%s',format=%s:", bucket, format)).NewObject(t.Context(), "root.img")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := o.Open(t.Context()); err == nil || !strings.Contains(err.Error(), "has 1 bad blocks") {
+				t.Errorf("an image with a bad block is opened: %v", err)
+			}
+		})
+	}
 }
 
 // content returns an image with noise, text and holes.

@@ -10,13 +10,14 @@ import (
 
 	"github.com/rclone/rclone/fs"
 
+	"github.com/diskrsync/diskrsync/backend/endpoint"
 	"github.com/diskrsync/diskrsync/merkle/image"
 )
 
 // Mkdir makes the directory (container, bucket)
 func (f *Fs) Mkdir(ctx context.Context, dir string) error {
-	if hidden(dir) {
-		return fmt.Errorf("%s: %s is not for images", dir, image.StoreFolder)
+	if err := checkName(dir); err != nil {
+		return err
 	}
 	return f.base.Mkdir(ctx, dir)
 }
@@ -60,13 +61,10 @@ func (f *Fs) dropFolder(ctx context.Context, folder string, entries fs.DirEntrie
 	return f.base.Rmdir(ctx, folder)
 }
 
-// kinds are all that may be stored about an image, the outboard last: without the
-// others it says what the image is.
-var kinds = []image.Kind{image.KindJournal, image.KindPartial, image.KindFresh, image.KindLock, image.KindTree}
-
-// removeStored removes what is stored about an image that is gone.
+// removeStored removes what is stored about an image that is gone, or has gone
+// elsewhere. A lock is its holder's.
 func (f *Fs) removeStored(ctx context.Context, remote string) error {
-	for _, kind := range kinds {
+	for _, kind := range []image.Kind{image.KindJournal, image.KindPartial, image.KindFresh, image.KindTree} {
 		o, err := f.maybe(ctx, stored(remote, kind))
 		if err != nil {
 			return err
@@ -101,13 +99,13 @@ func (f *Fs) Move(ctx context.Context, src fs.Object, remote string) (fs.Object,
 	if do == nil || !ok {
 		return nil, fs.ErrorCantMove
 	}
-	if hidden(remote) {
-		return nil, fmt.Errorf("%s: %s is not for images", remote, image.StoreFolder)
+	if err := checkName(remote); err != nil {
+		return nil, err
 	}
 	if err := o.settle(ctx); err != nil {
 		return nil, err
 	}
-	if err := f.removeStored(ctx, remote); err != nil { // about what was there before
+	if err := f.makeWay(ctx, remote); err != nil {
 		return nil, err
 	}
 	tree, err := o.f.maybe(ctx, stored(o.remote, image.KindTree))
@@ -128,11 +126,44 @@ func (f *Fs) Move(ctx context.Context, src fs.Object, remote string) (fs.Object,
 	return f.NewObject(ctx, remote)
 }
 
+// makeWay removes what is stored about an image that was there before, and that too if
+// it still is.
+func (f *Fs) makeWay(ctx context.Context, remote string) error {
+	there, err := f.NewObject(ctx, remote)
+	switch {
+	case err == nil:
+		return there.Remove(ctx)
+	case !errors.Is(err, fs.ErrorObjectNotFound):
+		return err
+	}
+	for _, kind := range []image.Kind{image.KindJournal, image.KindPartial} {
+		left, err := f.maybe(ctx, stored(remote, kind))
+		if err != nil {
+			return err
+		}
+		if left == nil || f.site == nil {
+			continue
+		}
+		place, err := f.placeToWrite(ctx, remote)
+		if err != nil {
+			return err
+		}
+		if _, err := endpoint.Clean(ctx, endpoint.Target{Place: place}); err != nil {
+			return err // such as that someone is making it
+		}
+		break
+	}
+	return f.removeStored(ctx, remote)
+}
+
 // settle sees to it that no sync of an image is unfinished.
 func (o *Object) settle(ctx context.Context) error {
 	journal, err := o.f.maybe(ctx, stored(o.remote, image.KindJournal))
-	if err != nil || journal == nil {
+	if err != nil {
 		return err
+	}
+	if journal == nil {
+		return o.unlocked(ctx)
 	}
 	if err := o.complete(ctx); err != nil {
 		return err
@@ -141,6 +172,21 @@ func (o *Object) settle(ctx context.Context) error {
 		return err
 	}
 	return fmt.Errorf("%s: cannot be moved while a sync of it is unfinished: sync to it again, or drop what has arrived with the command clean", o.remote)
+}
+
+// unlocked returns an error if someone has begun to write an image. A lock that is seen
+// may be that of a run that was killed: only where it is can that be told.
+func (o *Object) unlocked(ctx context.Context) error {
+	lock, err := o.f.maybe(ctx, stored(o.remote, image.KindLock))
+	if err != nil || lock == nil || o.f.site == nil {
+		return err
+	}
+	place, err := o.f.placeToWrite(ctx, o.remote)
+	if err != nil {
+		return err
+	}
+	_, err = endpoint.Clean(ctx, endpoint.Target{Place: place}) // of which there is nothing without a journal
+	return err
 }
 
 // DirMove moves src, srcRemote to this remote at dstRemote, with all that is stored
@@ -168,8 +214,8 @@ func (f *Fs) MkdirMetadata(ctx context.Context, dir string, metadata fs.Metadata
 	if do == nil {
 		return nil, fs.ErrorNotImplemented
 	}
-	if hidden(dir) {
-		return nil, fmt.Errorf("%s: %s is not for images", dir, image.StoreFolder)
+	if err := checkName(dir); err != nil {
+		return nil, err
 	}
 	return do(ctx, dir, metadata)
 }

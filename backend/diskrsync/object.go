@@ -81,7 +81,7 @@ func (o *Object) SetModTime(ctx context.Context, modified time.Time) error {
 			return err
 		}
 	} else {
-		place, err := o.place()
+		place, err := o.f.placeToWrite(ctx, o.remote)
 		if err != nil {
 			return err
 		}
@@ -106,20 +106,24 @@ func (o *Object) refresh(ctx context.Context) error {
 
 // Update brings the image to what in gives, or to the image behind src, by a sync
 func (o *Object) Update(ctx context.Context, in io.Reader, src fs.ObjectInfo, options ...fs.OpenOption) error {
-	if err := o.f.upload(ctx, o, in, src, o.remote); err != nil {
+	size, err := o.f.upload(ctx, o, in, src, o.remote)
+	if err != nil {
 		return err
 	}
-	return o.refresh(ctx)
+	if err := o.refresh(ctx); err != nil {
+		return err
+	}
+	return o.now().checkSize(o.remote, size)
 }
 
 // Remove an image, and what is stored about it
 func (o *Object) Remove(ctx context.Context) error {
-	if o.f.here() {
-		place, err := o.place()
+	if o.f.site != nil {
+		place, err := o.f.placeToWrite(ctx, o.remote)
 		if err != nil {
 			return err
 		}
-		return endpoint.Remove(place.Path) // and nobody writes it meanwhile
+		return endpoint.Remove(ctx, place) // and nobody writes it meanwhile
 	}
 	if err := o.now().file.Remove(ctx); err != nil {
 		return err
@@ -131,7 +135,11 @@ func (o *Object) Remove(ctx context.Context) error {
 // meanwhile; with those elsewhere it is an error at the end if they have.
 func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadCloser, error) {
 	if o.f.here() {
-		return o.openHere(ctx, options)
+		src, err := o.ImageSource()
+		if err != nil {
+			return nil, err
+		}
+		return src.Open(ctx, o, o.Size(), false, options)
 	}
 	d := o.now()
 	if d.unfinished {
@@ -142,7 +150,7 @@ func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadClo
 	}
 	img, err := d.view(ctx, o.f, o.remote)
 	if err != nil {
-		return nil, err
+		return nil, endpoint.Classify(err)
 	}
 	if img.Size() != d.size {
 		return nil, errors.Join(fmt.Errorf("%s: has %d bytes now and had %d when it was found", o.remote, img.Size(), d.size), img.Close())
@@ -157,34 +165,14 @@ func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadClo
 		}
 		return nil
 	}
-	return endpoint.NewReader(ctx, o, img, d.size, changed, func() error { return nil }, options), nil
-}
-
-func (o *Object) openHere(ctx context.Context, options []fs.OpenOption) (io.ReadCloser, error) {
-	where, err := o.place()
-	if err != nil {
-		return nil, err
-	}
-	place, err := image.Locate(where.Path)
-	if err != nil {
-		return nil, err
-	}
-	img, err := image.Open(place, image.Options{Choice: o.now().choice(), Checksum: o.f.opt.Checksum})
-	if err != nil {
-		return nil, errors.Join(err, place.Close())
-	}
-	size := o.Size()
-	if img.Size() != size {
-		return nil, errors.Join(fmt.Errorf("%s: has %d bytes now and had %d when it was found", o.remote, img.Size(), size), img.Close(), place.Close())
-	}
-	return endpoint.NewReader(ctx, o, img, size, img.Changed, place.Close, options), nil
+	return endpoint.NewReader(ctx, o, img, d.size, changed, func() error { return nil }, options)
 }
 
 // complete has the far machine put into the image what was committed and waits in
 // its journal. Where that cannot be done nobody can say what the image holds.
 func (o *Object) complete(ctx context.Context) error {
 	if o.f.site == nil {
-		return fmt.Errorf("%s: a sync of it is unfinished, or was when it was copied to %s: complete it where it was made, and copy it again", o.remote, o.f.opt.Remote)
+		return fmt.Errorf("%s: a sync of it is unfinished, or was when it was copied to %s: complete it where it was made, and copy it again", o.remote, shown(o.f.opt.Remote))
 	}
 	src, err := o.ImageSource()
 	if err != nil {

@@ -27,15 +27,17 @@ type site struct {
 	root  string // of this machine, or as the agent there is to be told
 	names encoder.MultiEncoder
 	host  *sshexec.Host // nil for this machine
+	links bool          // of this machine: symbolic links are followed, wherever they lead
 	name  string        // of the sftp remote
 }
 
 // maxRemotes bounds how many remotes are looked through to what is behind them.
 const maxRemotes = 32
 
-// resolve finds the folder behind a remote. It returns nil if there is none: then
-// images can only be read.
-func resolve(remote string, opt *Options) (*site, error) {
+// resolve finds the folder behind a path of the remote that is set. It returns nil if
+// there is none: then images can only be read.
+func (f *Fs) resolve() (*site, error) {
+	remote := fspath.JoinRootPath(f.opt.Remote, f.root)
 	for range maxRemotes {
 		info, name, p, m, err := fs.ConfigFs(remote)
 		if err != nil {
@@ -45,7 +47,7 @@ func resolve(remote string, opt *Options) (*site, error) {
 		case "local":
 			return localSite(p, m)
 		case "sftp":
-			return sftpSite(name, p, m, opt)
+			return f.sftpSite(name, p, m)
 		case "alias", "combine":
 			if remote, err = behind(info.Name, p, m); err != nil || remote == "" {
 				return nil, err
@@ -80,16 +82,29 @@ func behind(kind, p string, m configmap.Mapper) (string, error) {
 
 func localSite(p string, m configmap.Mapper) (*site, error) {
 	var opt struct {
-		Enc encoder.MultiEncoder `config:"encoding"`
+		Enc   encoder.MultiEncoder `config:"encoding"`
+		Links bool                 `config:"copy_links"`
 	}
 	if err := configstruct.Set(m, &opt); err != nil {
 		return nil, err
 	}
-	root, err := filepath.Abs(filepath.FromSlash(opt.Enc.FromStandardPath(p)))
-	return &site{root: root, names: opt.Enc}, err
+	root, err := filepath.Abs(filepath.FromSlash(encoded(p, opt.Enc)))
+	return &site{root: root, names: opt.Enc, links: opt.Links}, err
 }
 
-func sftpSite(name, p string, m configmap.Mapper, opt *Options) (*site, error) {
+// encoded returns a path as it is on the disk, and as the local backend has it: in
+// what the user writes, "." and ".." are no names.
+func encoded(p string, names encoder.MultiEncoder) string {
+	elements := strings.Split(p, "/")
+	for i, element := range elements {
+		if element != "." && element != ".." {
+			elements[i] = names.FromStandardName(element)
+		}
+	}
+	return strings.Join(elements, "/")
+}
+
+func (f *Fs) sftpSite(name, p string, m configmap.Mapper) (*site, error) {
 	var there struct {
 		Enc          encoder.MultiEncoder `config:"encoding"`
 		PathOverride string               `config:"path_override"`
@@ -99,12 +114,16 @@ func sftpSite(name, p string, m configmap.Mapper, opt *Options) (*site, error) {
 	}
 	root := there.Enc.FromStandardPath(p)
 	// As the sftp backend does with the paths that it gives to a shell.
-	if over, ok := strings.CutPrefix(there.PathOverride, "@"); ok {
+	over, prefix := strings.CutPrefix(there.PathOverride, "@")
+	switch {
+	case prefix:
 		root = path.Join(over, root)
-	} else if over != "" {
+	case over != "" && f.root != "":
+		return nil, fserrors.NoRetryError(fmt.Errorf("path_override %s of %s is one folder, and not those in it: set it to @ and what goes before each path there", over, name))
+	case over != "":
 		root = over
 	}
-	host, err := sshexec.New(name, m, sshexec.Options{InsecureHostKey: opt.InsecureHostKey, KeepAlive: time.Duration(opt.KeepAlive)})
+	host, err := sshexec.New(name, m, sshexec.Options{InsecureHostKey: f.opt.InsecureHostKey, KeepAlive: time.Duration(f.opt.KeepAlive)})
 	if err != nil {
 		return nil, fserrors.NoRetryError(err)
 	}
@@ -114,8 +133,11 @@ func sftpSite(name, p string, m configmap.Mapper, opt *Options) (*site, error) {
 // place returns where an image is.
 func (s *site) place(remote string, opt *Options) endpoint.Place {
 	below := s.names.FromStandardPath(remote)
-	if s.host == nil {
+	switch {
+	case s.host == nil && s.links:
 		return endpoint.Place{Path: filepath.Join(s.root, filepath.FromSlash(below))}
+	case s.host == nil:
+		return endpoint.Place{Root: s.root, Path: filepath.FromSlash(below)}
 	}
 	return endpoint.Place{
 		Path: path.Join(s.root, below),
@@ -139,5 +161,18 @@ func (s *site) close() error {
 
 // notWritable says why nothing can be written.
 func (f *Fs) notWritable() error {
-	return fserrors.NoRetryError(fmt.Errorf("%s: images can only be written to a path of this machine or to an sftp remote, on which an agent does the work: %s is neither", f.name, f.opt.Remote))
+	return fserrors.NoRetryError(fmt.Errorf("%s: images can only be written to a path of this machine or to an sftp remote, on which an agent does the work: %s is neither", f.name, shown(f.opt.Remote)))
+}
+
+// shown returns a remote as it may be seen in logs: without settings, which may be
+// secret.
+func shown(remote string) string {
+	parsed, err := fspath.Parse(remote)
+	if err != nil {
+		return "that is set"
+	}
+	if parsed.Name == "" {
+		return parsed.Path
+	}
+	return parsed.Name + ":" + parsed.Path
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -29,16 +30,18 @@ func Inspect(ctx context.Context, src Source, verify bool) (*wire.Info, []wire.B
 		info, err = src.inspectThere(ctx, verify, add)
 	}
 	slices.SortFunc(bad, func(a, b wire.Bad) int { return int(a.Index - b.Index) })
-	return info, bad, classify(err)
+	return info, bad, Classify(err)
 }
 
 func (s Source) inspectHere(ctx context.Context, verify bool, bad func(wire.Bad) error) (info *wire.Info, err error) {
-	place, err := image.Locate(s.Path)
+	place, err := s.Locate()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, place.Close()) }()
-	img, err := image.Open(place, image.Options{Choice: s.Format, Examine: true, Checksum: s.Checksum, StateDir: s.StateDir})
+	look := s.options()
+	look.Examine = true
+	img, err := image.Open(place, look)
 	if err != nil {
 		return nil, err
 	}
@@ -67,16 +70,16 @@ func (s Source) inspectThere(ctx context.Context, verify bool, bad func(wire.Bad
 // Clean drops what interrupted syncs have left of an image, and says what it did.
 func Clean(ctx context.Context, t Target) (string, error) {
 	if t.here() {
-		place, err := image.Locate(t.Path)
+		place, err := t.Locate()
 		if err != nil {
 			return "", err
 		}
 		done, err := image.Clean(place, t.StateDir)
-		return done, classify(errors.Join(err, place.Close()))
+		return done, Classify(errors.Join(err, place.Close()))
 	}
 	a, err := t.open(ctx, wire.Request{Verb: wire.VerbClean, StateDir: t.StateDir})
 	if err != nil {
-		return "", classify(err)
+		return "", Classify(err)
 	}
 	defer a.carrier.Close() // it has said all there is
 	return a.opened.Note, nil
@@ -85,30 +88,37 @@ func Clean(ctx context.Context, t Target) (string, error) {
 // SetModified sets when an image was modified.
 func SetModified(ctx context.Context, p Place, modified time.Time) error {
 	if p.here() {
-		place, err := image.Locate(p.Path)
+		place, err := p.Locate()
 		if err != nil {
 			return err
 		}
-		return classify(errors.Join(image.SetModified(place, modified), place.Close()))
+		return Classify(errors.Join(image.SetModified(place, modified), place.Close()))
 	}
 	a, err := p.open(ctx, wire.Request{Verb: wire.VerbTouch, Modified: modified.UnixNano()})
 	if err != nil {
-		return classify(err)
+		return Classify(err)
 	}
 	return a.carrier.Close()
 }
 
-// Remove removes an image of this machine with what is stored about it, which there may
-// be without an image: then it matches fs.ErrNotExist. Of a symbolic link to an image
-// nothing is removed but the link.
-func Remove(path string) error {
-	link, err := os.Lstat(path)
-	if err == nil && link.Mode()&fs.ModeSymlink != 0 {
-		return os.Remove(path)
+// Remove removes an image with what is stored about it. If nothing but that is there,
+// the error matches fs.ErrNotExist, on this machine. Of a symbolic link to an image
+// nothing is removed there but the link.
+func Remove(ctx context.Context, p Place) error {
+	if !p.here() {
+		a, err := p.open(ctx, wire.Request{Verb: wire.VerbRemove})
+		if err != nil {
+			return Classify(err)
+		}
+		return a.carrier.Close()
 	}
-	place, err := image.Locate(path)
+	full := filepath.Join(p.Root, p.Path)
+	if link, err := os.Lstat(full); err == nil && link.Mode()&fs.ModeSymlink != 0 {
+		return os.Remove(full)
+	}
+	place, err := p.Locate()
 	if err != nil {
 		return err
 	}
-	return classify(errors.Join(image.Remove(place), place.Close()))
+	return Classify(errors.Join(image.Remove(place), place.Close()))
 }

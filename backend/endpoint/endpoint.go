@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/rclone/rclone/fs"
@@ -41,6 +42,10 @@ import (
 // agent can be started.
 type Place struct {
 	Path string
+
+	// Root, if set, is the folder of this machine that Path is relative to, and that
+	// no symbolic link leads out of.
+	Root string
 
 	// Dial starts an agent there, and is nil for this machine.
 	Dial func(ctx context.Context) (Carrier, error)
@@ -66,10 +71,15 @@ type Source struct {
 	StateDir string
 }
 
+// options say how an image of this machine is opened.
+func (s Source) options() image.Options {
+	return image.Options{Choice: s.Format, Checksum: s.Checksum, Force: s.Force, ReadOnly: s.ReadOnly, StateDir: s.StateDir}
+}
+
 // A Target is an image that a sync writes.
 type Target struct {
 	Place
-	Device   bool // refuse anything but a device
+	Device   bool // refuse anything but a device; else refuse devices
 	Raw      bool // make a new image raw
 	InPlace  bool
 	Checksum bool
@@ -108,6 +118,22 @@ func placed(src fs.ObjectInfo) (Source, bool, error) {
 
 // here reports whether an image is one of this machine.
 func (p Place) here() bool { return p.Dial == nil }
+
+// Locate finds the place of an image of this machine.
+func (p Place) Locate() (*image.Place, error) {
+	if p.Root == "" {
+		return image.Locate(p.Path)
+	}
+	root, err := os.OpenRoot(p.Root)
+	if err != nil {
+		return nil, fmt.Errorf("opening the folder of images: %w", err)
+	}
+	place, err := image.LocateIn(root, p.Path)
+	if closeErr := root.Close(); closeErr != nil {
+		return nil, fmt.Errorf("closing the folder of images %s: %w", p.Root, closeErr)
+	}
+	return place, err
+}
 
 // An agent has opened an image.
 type agent struct {
@@ -158,10 +184,10 @@ func (a *agent) explain(err error) error {
 	return fmt.Errorf("%s: %w", a.host, err)
 }
 
-// classify tells rclone what trying again is good for. What was refused would be
+// Classify tells rclone what trying again is good for. What was refused would be
 // refused again. A connection that was lost is worth another try at once, which
 // goes on where this one has stopped.
-func classify(err error) error {
+func Classify(err error) error {
 	var lost *session.LostError
 	switch {
 	case err == nil:

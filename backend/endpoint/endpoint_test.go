@@ -93,7 +93,7 @@ func TestAccount(t *testing.T) {
 }
 
 func TestClassify(t *testing.T) {
-	require.NoError(t, classify(nil))
+	require.NoError(t, Classify(nil))
 	for _, tt := range []struct {
 		name           string
 		err            error
@@ -107,7 +107,7 @@ func TestClassify(t *testing.T) {
 		{"failed far away", &session.PeerError{Code: wire.CodeFailed, Text: "no"}, false, false},
 		{"refused, and then lost", errors.Join(&session.LostError{Err: io.EOF}, image.ErrTooSmall), false, true},
 	} {
-		got := classify(tt.err)
+		got := Classify(tt.err)
 		require.ErrorIs(t, got, tt.err, tt.name)
 		require.Equal(t, tt.retry, fserrors.IsRetryError(got), tt.name)
 		require.Equal(t, tt.noRetry, fserrors.IsNoRetryError(got), tt.name)
@@ -176,4 +176,47 @@ func TestReaderOfWhatChanges(t *testing.T) {
 	require.ErrorIs(t, err, image.ErrChanged)
 	require.True(t, fserrors.IsNoLowLevelRetryError(err))
 	require.NoError(t, r.Close())
+}
+
+// Damage does not pass for content: neither in what is read nor in a hole, of an image of
+// which hashes are stored. What lies in other blocks can be read.
+func TestReaderOfWhatIsDamaged(t *testing.T) {
+	const size = 1<<20 + 3
+	for _, raw := range []bool{false, true} {
+		ctx, _ := begin(t)
+		p := filepath.Join(t.TempDir(), "disk.img")
+		_, err := Upload(ctx, p, bytes.NewReader(disk(1, size)), info(size), Target{Place: Place{Path: p}, Raw: raw})
+		require.NoError(t, err)
+		same(t, content(t, p), disk(1, size))
+		file, err := os.ReadFile(p)
+		require.NoError(t, err)
+		for name, damaged := range map[string]func(p []byte){
+			"a byte":  func(p []byte) { p[len(p)/20] ^= 1 },
+			"a hole":  func(p []byte) { clear(p[4096 : 4096+256<<10]) },
+			"no hole": func(p []byte) { p[len(p)/2] = 1 },
+		} {
+			if !raw && name != "a byte" {
+				continue // another slot than there was cannot be decoded
+			}
+			now := bytes.Clone(file)
+			damaged(now)
+			stat, err := os.Stat(p)
+			require.NoError(t, err)
+			write(t, p, now)
+			require.NoError(t, os.Chtimes(p, stat.ModTime(), stat.ModTime()))
+			r := open(t, p)
+			_, err = io.Copy(io.Discard, r)
+			require.Error(t, err, "raw %v, %s", raw, name)
+			require.True(t, fserrors.IsNoRetryError(err) && fserrors.IsNoLowLevelRetryError(err), "%v", err)
+			if raw {
+				require.ErrorIs(t, err, session.ErrStored)
+			}
+			require.NoError(t, r.Close())
+			r = open(t, p, &fs.RangeOption{Start: size - 5000, End: size})
+			got, err := io.ReadAll(r)
+			require.NoError(t, err)
+			same(t, got, disk(1, size)[size-5000:])
+			require.NoError(t, r.Close())
+		}
+	}
 }

@@ -64,13 +64,15 @@ func content(t *testing.T, p string) []byte {
 }
 
 // open opens the image at p for reading by NewReader.
-func open(t *testing.T, p string, options ...fs.OpenOption) *Reader {
+func open(t *testing.T, p string, options ...fs.OpenOption) io.ReadCloser {
 	t.Helper()
 	place, err := image.Locate(p)
 	require.NoError(t, err)
 	img, err := image.Open(place, image.Options{})
 	require.NoError(t, err)
-	return NewReader(t.Context(), p, img, img.Size(), img.Changed, place.Close, options)
+	r, err := NewReader(t.Context(), p, img, img.Size(), img.Changed, place.Close, options)
+	require.NoError(t, err)
+	return r
 }
 
 // info describes a source that is a stream of size bytes.
@@ -95,6 +97,14 @@ func imageAt(t *testing.T, place Place) *imageObject {
 	stat, err := os.Stat(place.Path)
 	require.NoError(t, err)
 	return &imageObject{src: Source{Place: place, Format: image.AsRaw}, size: stat.Size()}
+}
+
+// counted has rclone count what is read of in.
+func counted(t *testing.T, ctx context.Context, in io.Reader) io.Reader {
+	t.Helper()
+	tr := accounting.Stats(ctx).NewTransferRemoteSize(t.Name(), -1, nil, nil)
+	t.Cleanup(func() { tr.Done(ctx, nil) })
+	return tr.Account(ctx, io.NopCloser(in))
 }
 
 // unread is a stream that must be left alone.

@@ -10,7 +10,9 @@ import (
 
 	"github.com/rclone/rclone/fs"
 	"github.com/rclone/rclone/fs/accounting"
+	"github.com/rclone/rclone/fs/fserrors"
 
+	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
 	"github.com/diskrsync/diskrsync/merkle/session"
 	"github.com/diskrsync/diskrsync/merkle/transport"
@@ -20,7 +22,7 @@ import (
 // Upload makes dst equal to src: by its place if it is Placed, else by what in gives.
 // The accounting of in is kept right. o is what log lines are about.
 func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Target) (result session.Result, err error) {
-	defer func() { err = classify(err) }()
+	defer func() { err = Classify(err) }()
 	stream, account := release(in)
 	s := &transfer{o: o, dst: dst, size: src.Size(), modified: src.ModTime(ctx)}
 	ok := false
@@ -29,11 +31,13 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 	}
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	if ok {
+	// A reader that rclone does not count by itself may be one of several that somebody
+	// fills at once, as union does, who waits for each to be read.
+	if ok = ok && account.Account != nil; ok {
 		account.Abandon()
 	} else {
 		var remove func() error
-		if remove, err = s.takeStream(stream, src.Size()); err != nil {
+		if remove, err = s.takeStream(ctx, stream, src.Size()); err != nil {
 			return result, err
 		}
 		defer func() { err = errors.Join(err, remove()) }()
@@ -70,7 +74,7 @@ func (s *transfer) run(ctx context.Context) (result session.Result, err error) {
 	if !s.dst.here() {
 		return s.toAgent(ctx)
 	}
-	place, err := image.Locate(s.dst.Path)
+	place, err := s.dst.Locate()
 	if err != nil {
 		return result, err
 	}
@@ -80,8 +84,8 @@ func (s *transfer) run(ctx context.Context) (result session.Result, err error) {
 		return result, err
 	}
 	defer func() { err = errors.Join(err, target.Close()) }()
-	if s.dst.Device && target.Format() != image.Device {
-		return result, fmt.Errorf("%s: is no longer a device", s.dst.Path)
+	if err := s.checkKind(target.Format()); err != nil {
+		return result, err
 	}
 	s.note(target.Note())
 	if s.stream == nil && !s.from.here() {
@@ -93,6 +97,17 @@ func (s *transfer) run(ctx context.Context) (result session.Result, err error) {
 		return err
 	})
 	return result, err
+}
+
+// checkKind refuses a device where a file should be, and the reverse.
+func (s *transfer) checkKind(f image.Format) error {
+	switch {
+	case s.dst.Device && f != image.Device:
+		return fserrors.NoRetryError(fmt.Errorf("%s: is no longer a device", s.dst.Path))
+	case !s.dst.Device && f == image.Device:
+		return fserrors.NoRetryError(fmt.Errorf("%s: is a device, and images here are files: write to devices by a blockdev remote", s.dst.Path))
+	}
+	return nil
 }
 
 func (s *transfer) options() session.Options { return session.Options{Monitor: &s.mon} }
@@ -112,6 +127,9 @@ func (s *transfer) toAgent(ctx context.Context) (result session.Result, err erro
 	}
 	defer target.carrier.Close() // what matters of it is in err
 	s.note(target.opened.Note)
+	if err := s.checkKind(image.Format(target.opened.Format)); err != nil {
+		return result, err
+	}
 	if s.stream == nil && !s.from.here() {
 		return s.between(ctx, target)
 	}
@@ -138,7 +156,7 @@ func (s *transfer) fromAgent(ctx context.Context, target *image.Target) (session
 		return session.Result{}, err
 	}
 	defer source.carrier.Close() // what matters of it is in err
-	result, err := session.Receive(ctx, source.Conn, target, s.options())
+	result, err := session.Receive(ctx, source.Conn, datedTarget{target, s.modified}, s.options())
 	return result, source.explain(err)
 }
 
@@ -160,6 +178,9 @@ func (s *transfer) between(ctx context.Context, target *agent) (session.Result, 
 	default:
 		err = target.explain(err)
 	}
+	if err == nil && !s.modified.IsZero() {
+		err = SetModified(ctx, s.dst.Place, s.modified) // as in datedTarget
+	}
 	return result, err
 }
 
@@ -168,12 +189,12 @@ func (s *transfer) withSource(do func(session.Source) error) (err error) {
 	if s.stream != nil {
 		return do(s.stream)
 	}
-	place, err := image.Locate(s.from.Path)
+	place, err := s.from.Locate()
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, place.Close()) }()
-	img, err := image.Open(place, image.Options{Choice: s.from.Format, Checksum: s.from.Checksum, Force: s.from.Force, ReadOnly: s.from.ReadOnly, StateDir: s.from.StateDir})
+	img, err := image.Open(place, s.from.options())
 	if err != nil {
 		return err
 	}
@@ -205,6 +226,20 @@ func (d dated) Modified() time.Time {
 		return d.Image.Modified()
 	}
 	return d.modified
+}
+
+// datedTarget is the same for an image that an agent sends: rclone may know the time in
+// whole seconds only, and compares what it knows.
+type datedTarget struct {
+	*image.Target
+	modified time.Time
+}
+
+func (d datedTarget) Commit(digest merkle.Hash, modified time.Time) error {
+	if !d.modified.IsZero() {
+		modified = d.modified
+	}
+	return d.Target.Commit(digest, modified)
 }
 
 // limited is the pipe between two images of this machine, at the rate of --bwlimit.

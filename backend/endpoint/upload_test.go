@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rclone/rclone/fs"
 	"github.com/rclone/rclone/fs/accounting"
 	"github.com/rclone/rclone/fs/fserrors"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/diskrsync/diskrsync/merkle/image"
 )
@@ -42,7 +44,7 @@ func TestUploadEveryWay(t *testing.T) {
 						var src fs.ObjectInfo = info(size)
 						var in io.Reader = bytes.NewReader(now)
 						if source != "stream" {
-							src, in = imageAt(t, places[source]("host", from)), unread{t}
+							src, in = imageAt(t, places[source]("host", from)), counted(t, ctx, unread{t})
 						}
 						_, err := Upload(ctx, t.Name(), in, src, dst)
 						require.NoError(t, err)
@@ -82,10 +84,10 @@ func TestUploadThatFails(t *testing.T) {
 		{"long stream", bytes.NewReader(now), stream(1 << 19), "524288"},
 		{"broken stream", io.MultiReader(bytes.NewReader(now[:1<<19]), failing{broken}), stream(1 << 20), broken.Error()},
 		{"broken stream of unknown length", io.MultiReader(bytes.NewReader(now[:1<<19]), failing{broken}), stream(-1), broken.Error()},
-		{"image of another size", nil, changed(func(o *imageObject) { o.size++ }), "had 1048577 bytes when it was listed, and has 1048576 now"},
-		{"image that is gone", nil, changed(func(o *imageObject) { o.src.Path += "gone" }), "no such file"},
-		{"image that cannot be found", nil, changed(func(o *imageObject) { o.err = broken }), broken.Error()},
-		{"agent that cannot be started", nil, changed(func(o *imageObject) {
+		{"image of another size", failing{broken}, changed(func(o *imageObject) { o.size++ }), "had 1048577 bytes when it was listed, and has 1048576 now"},
+		{"image that is gone", failing{broken}, changed(func(o *imageObject) { o.src.Path += "gone" }), "no such file"},
+		{"image that cannot be found", failing{broken}, changed(func(o *imageObject) { o.err = broken }), broken.Error()},
+		{"agent that cannot be started", failing{broken}, changed(func(o *imageObject) {
 			o.src.Dial = func(context.Context) (Carrier, error) { return nil, broken }
 		}), broken.Error()},
 	} {
@@ -96,7 +98,7 @@ func TestUploadThatFails(t *testing.T) {
 			t.Setenv("TMPDIR", t.TempDir())
 			target := write(t, filepath.Join(dir, "copy"), before)
 			src := tt.src(t, write(t, filepath.Join(dir, "disk.img"), now))
-			_, err := Upload(ctx, t.Name(), tt.in, src, Target{Place: Place{Path: target}, Raw: true})
+			_, err := Upload(ctx, t.Name(), counted(t, ctx, tt.in), src, Target{Place: Place{Path: target}, Raw: true})
 			require.ErrorContains(t, err, tt.want)
 			same(t, content(t, target), before)
 			require.Empty(t, listing(t, os.TempDir()), "a temporary file was left")
@@ -132,6 +134,51 @@ func TestUploadOfWhatIsNotPlaced(t *testing.T) {
 	same(t, content(t, filepath.Join(dir, "copy")), now)
 }
 
+// What reads a stream together with others, as union does, waits for each to be read:
+// then the place of the source is of no use.
+func TestUploadOfWhatOthersReadToo(t *testing.T) {
+	ctx, _ := begin(t)
+	dir := t.TempDir()
+	now := disk(1, 300_000)
+	o := imageAt(t, Place{Path: write(t, filepath.Join(dir, "disk.img"), now)})
+	in, all := io.Pipe()
+	var fed errgroup.Group
+	fed.Go(func() error {
+		_, err := all.Write(now)
+		return errors.Join(err, all.Close())
+	})
+	_, err := Upload(ctx, o, in, o, Target{Place: Place{Path: filepath.Join(dir, "copy")}})
+	require.NoError(t, errors.Join(err, fed.Wait()))
+	same(t, content(t, filepath.Join(dir, "copy")), now)
+}
+
+// A stream whose next byte never comes does not keep a sync from being ended, and leaves
+// no file.
+func TestUploadOfWhatNeverComes(t *testing.T) {
+	for _, size := range []int64{-1, 1 << 20} {
+		ctx, _ := begin(t)
+		ctx, cancel := context.WithCancel(ctx)
+		t.Setenv("TMPDIR", t.TempDir())
+		in, more := io.Pipe()
+		t.Cleanup(func() { require.NoError(t, more.Close()) })
+		ended := make(chan error, 1)
+		go func() {
+			_, err := Upload(ctx, t.Name(), in, info(size), Target{Place: Place{Path: filepath.Join(t.TempDir(), "copy")}})
+			ended <- err
+		}()
+		_, err := more.Write([]byte("the first bytes"))
+		require.NoError(t, err)
+		cancel()
+		select {
+		case err := <-ended:
+			require.ErrorIs(t, err, context.Canceled)
+		case <-time.After(time.Minute):
+			t.Fatalf("of %d bytes: still waits", size)
+		}
+		require.Empty(t, listing(t, os.TempDir()), "a temporary file was left")
+	}
+}
+
 // copyto hands out objects under another name, which must not hide what they are.
 func TestUploadUnderAnotherName(t *testing.T) {
 	ctx, _ := begin(t)
@@ -140,7 +187,7 @@ func TestUploadUnderAnotherName(t *testing.T) {
 	o := imageAt(t, Place{Path: write(t, filepath.Join(dir, "disk.img"), now)})
 	told := ""
 	ctx = WithReports(ctx, func(r Report) { told = r.Remote })
-	_, err := Upload(ctx, o, unread{t}, fs.NewOverrideRemote(o, "other"), Target{Place: Place{Path: filepath.Join(dir, "copy")}})
+	_, err := Upload(ctx, o, counted(t, ctx, unread{t}), fs.NewOverrideRemote(o, "other"), Target{Place: Place{Path: filepath.Join(dir, "copy")}})
 	require.NoError(t, err)
 	same(t, content(t, filepath.Join(dir, "copy")), now)
 	require.Equal(t, "other", told)
