@@ -2,12 +2,14 @@ package diskrsync
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 
 	"github.com/rclone/rclone/fs"
+	"github.com/rclone/rclone/fs/operations"
 
 	"github.com/diskrsync/diskrsync/backend/endpoint"
 	"github.com/diskrsync/diskrsync/merkle"
@@ -88,9 +90,21 @@ func (f *Fs) Command(ctx context.Context, name string, arg []string, opt map[str
 		}
 	}
 	if len(failed) > 0 {
+		tell(results) // of a command that fails rclone shows no results
 		return results, fmt.Errorf("%s failed for %s", name, strings.Join(failed, ", "))
 	}
 	return results, nil
+}
+
+// tell logs results.
+func tell(results []any) {
+	for _, result := range results {
+		text, err := json.Marshal(result)
+		if err != nil {
+			text = []byte(err.Error())
+		}
+		fs.Logf(nil, "%s", text)
+	}
 }
 
 // An Inspection is what the commands info and verify tell of an image.
@@ -181,6 +195,9 @@ func (f *Fs) clean(ctx context.Context, remote string) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if operations.SkipDestructive(ctx, remote, "drop what interrupted syncs have left") {
+		return nil, nil
+	}
 	done, err := endpoint.Clean(ctx, endpoint.Target{Place: place})
 	if err != nil {
 		return nil, err
@@ -205,6 +222,9 @@ type root struct {
 
 // tree tells what is stored of an image's hashes.
 func (f *Fs) tree(ctx context.Context, remote string) (any, error) {
+	if err := checkName(remote); err != nil {
+		return nil, err
+	}
 	file, err := f.base.NewObject(ctx, remote)
 	if err != nil {
 		return nil, err
@@ -215,7 +235,7 @@ func (f *Fs) tree(ctx context.Context, remote string) (any, error) {
 	}
 	var head *merkle.Outboard
 	if stored != nil {
-		if head, err = readHead(ctx, stored); err != nil {
+		if head, err = f.readHead(ctx, stored); err != nil {
 			return nil, err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rclone/rclone/fs"
+	"github.com/rclone/rclone/fs/cache"
 
 	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
@@ -139,7 +140,7 @@ func (f *Fs) examine(place *image.Place) (image.Image, error) {
 func (f *Fs) describe(ctx context.Context, file, tree fs.Object, unfinished bool) (description, error) {
 	d := description{file: file, size: file.Size(), modified: file.ModTime(ctx), format: image.Raw, unfinished: unfinished}
 	if tree != nil {
-		head, err := readHead(ctx, tree)
+		head, err := f.readHead(ctx, tree)
 		if err != nil {
 			return d, err
 		}
@@ -154,7 +155,11 @@ func (f *Fs) describe(ctx context.Context, file, tree fs.Object, unfinished bool
 	// What a guest has written must not decide what is read: the user has said
 	// that images here are spgz images.
 	begin := make([]byte, min(d.size, int64(len(image.Magic))))
-	in := &ranged{ctx: ctx, o: file}
+	spare, err := f.sparingly(ctx, file)
+	if err != nil {
+		return d, err
+	}
+	in := &ranged{ctx: ctx, o: spare}
 	defer in.close()
 	if _, err := in.ReadAt(begin, 0); err != nil {
 		return d, err
@@ -184,10 +189,29 @@ func (f *Fs) isOf(head *merkle.Outboard, file fs.Object, modified time.Time) boo
 	return modified.Sub(time.Unix(0, head.FileTime)).Abs() < max(precision, time.Microsecond)
 }
 
+// sparingly returns an object from which little is to be read, so that what is read
+// ahead does not take longer than what is read. For that there may have to be one more
+// connection, so short files are left as they are.
+func (f *Fs) sparingly(ctx context.Context, o fs.Object) (fs.Object, error) {
+	const short = 256 << 10
+	if f.site == nil || f.site.spare == "" || o.Size() <= short {
+		return o, nil
+	}
+	spare, err := cache.Get(ctx, f.site.spare)
+	if err != nil {
+		return nil, err
+	}
+	return spare.NewObject(ctx, o.Remote())
+}
+
 // readHead reads the first page of an outboard; nil if it is none.
-func readHead(ctx context.Context, tree fs.Object) (*merkle.Outboard, error) {
+func (f *Fs) readHead(ctx context.Context, tree fs.Object) (*merkle.Outboard, error) {
 	if tree.Size() < merkle.OutboardPage {
 		return nil, nil
+	}
+	tree, err := f.sparingly(ctx, tree)
+	if err != nil {
+		return nil, err
 	}
 	page := make([]byte, merkle.OutboardPage)
 	in := &ranged{ctx: ctx, o: tree}
@@ -207,7 +231,11 @@ func (d *description) view(ctx context.Context, f *Fs, remote string) (image.Ima
 	v := viewed{in: &ranged{ctx: ctx, o: d.file}}
 	sight := image.Sight{Path: f.name + ":" + path.Join(f.root, remote), File: v.in, Size: d.file.Size(), Modified: d.modified, Choice: d.choice()}
 	if d.tree != nil && !f.opt.Checksum {
-		v.tree = &ranged{ctx: ctx, o: d.tree}
+		tree, err := f.sparingly(ctx, d.tree)
+		if err != nil {
+			return nil, err
+		}
+		v.tree = &ranged{ctx: ctx, o: tree}
 		sight.Outboard, sight.Head = v.tree, d.head
 	}
 	var err error

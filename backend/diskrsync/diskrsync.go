@@ -61,84 +61,8 @@ func init() {
 			Backend: "diskrsync", Name: "Disk images", Tier: "Tier 4", Maintainers: "External",
 			Features: []string{"Purge", "Move", "DirMove", "StreamUpload", "About", "CanHaveEmptyDirectories"},
 		},
-		Options: []fs.Option{{
-			Name: "remote",
-			Help: `Remote that the images are on, such as "nas:/mnt/backup" or "/mnt/backup".
-
-To write images it must be a path of this machine or an sftp remote,
-directly or by way of alias or combine. From any other remote they can
-only be read.`,
-			Required: true,
-		}, {
-			Name: "format",
-			Help: `Format of new images.
-
-An image that exists keeps its format.`,
-			Default: string(image.Spgz),
-			Examples: []fs.OptionExample{{
-				Value: string(image.Spgz),
-				Help:  "Sparse and compressed.",
-			}, {
-				Value: string(image.Raw),
-				Help:  "The content byte for byte, with holes where it is zero.",
-			}},
-			Exclusive: true,
-		}, {
-			Name: "agent_path",
-			Help: `Path of diskrsync on the machine of an sftp remote.
-
-It is needed if the program is not where the shell there looks for it.`,
-			Default:  "diskrsync",
-			Advanced: true,
-		}, {
-			Name: "checksum",
-			Help: `Read and hash both sides, whatever is stored about them.
-
-This is not the global flag --checksum, which makes rclone compare
-checksums that images do not have.`,
-			Default:  false,
-			Advanced: true,
-		}, {
-			Name: "inplace",
-			Help: `Change existing images block by block.
-
-This takes no space for a journal. If it is interrupted, the image is a
-mixture of old and new, and is marked as incomplete until a sync is
-through. It is not the global flag --inplace.`,
-			Default:  false,
-			Advanced: true,
-		}, {
-			Name: "keep_alive",
-			Help: `How long the machine of an sftp remote may be silent before it is asked
-for a sign of life.
-
-While both sides read there is nothing to send, and firewalls forget a
-connection on which nothing moves. It is asked at least three times in
-the time of the global flag --timeout. An external ssh (the option ssh of
-the sftp remote) has a setting of its own, ServerAliveInterval.`,
-			Default:  fs.Duration(30 * time.Second),
-			Advanced: true,
-		}, {
-			Name: "insecure_host_key",
-			Help: `Start agents on machines whose host key is not known.
-
-An sftp remote that has neither known_hosts_file nor host_keys does not
-check who it talks to. To start a program there this must be allowed.`,
-			Default:  false,
-			Advanced: true,
-		}},
+		Options: options(),
 	})
-}
-
-// Options defines the configuration for this backend
-type Options struct {
-	Remote          string      `config:"remote"`
-	Format          string      `config:"format"`
-	AgentPath       string      `config:"agent_path"`
-	Checksum        bool        `config:"checksum"`
-	InPlace         bool        `config:"inplace"`
-	KeepAlive       fs.Duration `config:"keep_alive"`
-	InsecureHostKey bool        `config:"insecure_host_key"`
 }
 
 // Fs represents a folder of images on another remote
@@ -161,11 +85,7 @@ func NewFs(ctx context.Context, name, rpath string, m configmap.Mapper) (fs.Fs, 
 	if err := configstruct.Set(m, &f.opt); err != nil {
 		return nil, err
 	}
-	ctx, err := f.enter(ctx)
-	if err == nil {
-		err = f.check()
-	}
-	if err != nil {
+	if err := f.check(); err != nil {
 		return nil, fserrors.NoRetryError(err)
 	}
 	base, err := cache.Get(ctx, fspath.JoinRootPath(f.opt.Remote, f.root))
@@ -197,20 +117,6 @@ func NewFs(ctx context.Context, name, rpath string, m configmap.Mapper) (fs.Fs, 
 	return f, nil
 }
 
-// making is the key of the names, in a context, of the remotes of this kind that are
-// being made, each for the one before.
-type making struct{}
-
-// enter returns a context in which this remote is being made. It fails if it already is:
-// then it leads to itself, by way of others.
-func (f *Fs) enter(ctx context.Context) (context.Context, error) {
-	names, _ := ctx.Value(making{}).([]string)
-	if slices.Contains(names, f.name) {
-		return ctx, fmt.Errorf("remote %s points to itself, by way of others: it must be the folder that images are in, such as nas:/mnt/backup", f.name)
-	}
-	return context.WithValue(ctx, making{}, append(slices.Clip(names), f.name)), nil
-}
-
 // errHidden is what every path into a store folder leads to.
 var errHidden = fmt.Errorf("%s holds what is known of the images beside it, and no images", image.StoreFolder)
 
@@ -219,8 +125,8 @@ func (f *Fs) check() error {
 	switch {
 	case f.opt.Remote == "":
 		return errors.New("remote is not set: it is the folder that images are in, such as nas:/mnt/backup")
-	case strings.HasPrefix(f.opt.Remote, f.name+":"):
-		return errors.New("remote points to itself: it must be another one, such as nas:/mnt/backup")
+	case leadsTo(f.opt.Remote, []string{f.name}):
+		return errors.New("remote points to itself, or to remotes that do: it must be another one, such as nas:/mnt/backup")
 	case f.opt.Format != string(image.Spgz) && f.opt.Format != string(image.Raw):
 		return fmt.Errorf("format %q is neither spgz nor raw", f.opt.Format)
 	case f.opt.AgentPath == "":
@@ -451,6 +357,10 @@ func (f *Fs) PutStream(ctx context.Context, in io.Reader, src fs.ObjectInfo, opt
 // upload brings an image to what in gives, or to the image behind src, and returns its
 // size.
 func (f *Fs) upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, remote string) (int64, error) {
+	if _, err := f.place(remote); err != nil {
+		return 0, err
+	}
+	endpoint.Claim(in, src)
 	dir := path.Dir(remote)
 	if dir == "." {
 		dir = ""

@@ -39,7 +39,7 @@ func (f *Fs) Rmdir(ctx context.Context, dir string) error {
 		for _, entry := range beside {
 			switch image.Kind(strings.TrimPrefix(path.Ext(entry.Remote()), ".")) {
 			case image.KindPartial, image.KindJournal:
-				return fs.ErrorDirectoryNotEmpty
+				return fmt.Errorf("%w: %s is what an interrupted first copy has left for the next one: the command clean drops it", fs.ErrorDirectoryNotEmpty, entry.Remote())
 			}
 		}
 		if err := f.dropFolder(ctx, folder, beside); err != nil {
@@ -154,6 +154,35 @@ func (f *Fs) makeWay(ctx context.Context, remote string) error {
 		break
 	}
 	return f.removeStored(ctx, remote)
+}
+
+// Copy src to this remote where no agent can be started, with what is stored about it. At
+// any other place a copy is made by a sync: what the remote calls one may be a hard link.
+func (f *Fs) Copy(ctx context.Context, src fs.Object, remote string) (fs.Object, error) {
+	do := f.base.Features().Copy
+	o, ok := src.(*Object)
+	if do == nil || !ok || f.site != nil || o.f.site != nil {
+		return nil, fs.ErrorCantCopy
+	}
+	if err := checkName(remote); err != nil {
+		return nil, err
+	}
+	d := o.now()
+	if d.unfinished {
+		return nil, o.complete(ctx) // which says why that cannot be done
+	}
+	if err := f.makeWay(ctx, remote); err != nil {
+		return nil, err
+	}
+	if _, err := do(ctx, d.file, remote); err != nil {
+		return nil, err
+	}
+	if d.tree != nil {
+		if _, err := do(ctx, d.tree, stored(remote, image.KindTree)); err != nil {
+			return nil, err
+		}
+	}
+	return f.NewObject(ctx, remote)
 }
 
 // settle sees to it that no sync of an image is unfinished.
@@ -276,6 +305,7 @@ var (
 	_ fs.Fs              = (*Fs)(nil)
 	_ fs.PutStreamer     = (*Fs)(nil)
 	_ fs.Purger          = (*Fs)(nil)
+	_ fs.Copier          = (*Fs)(nil)
 	_ fs.Mover           = (*Fs)(nil)
 	_ fs.DirMover        = (*Fs)(nil)
 	_ fs.DirSetModTimer  = (*Fs)(nil)

@@ -20,6 +20,8 @@ type Object struct {
 	f      *Fs
 	remote string
 
+	readers holding
+
 	mu sync.Mutex // for what follows
 	description
 }
@@ -68,6 +70,7 @@ func (o *Object) ImageSource() (endpoint.Source, error) {
 	if o.f.site == nil {
 		return endpoint.Source{}, endpoint.ErrNotPlaced
 	}
+	o.readers.release() // who asks for the image does not want the stream
 	place, err := o.place()
 	return endpoint.Source{Place: place, Format: o.now().choice(), Checksum: o.f.opt.Checksum}, err
 }
@@ -141,6 +144,13 @@ func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadClo
 		}
 		return src.Open(ctx, o, o.Size(), false, options)
 	}
+	if o.f.site != nil && isCopy(options) {
+		return o.readers.hold(ctx, func() (io.ReadCloser, error) { return o.openThere(ctx, options) }), nil
+	}
+	return o.openThere(ctx, options)
+}
+
+func (o *Object) openThere(ctx context.Context, options []fs.OpenOption) (io.ReadCloser, error) {
 	d := o.now()
 	if d.unfinished {
 		if err := o.complete(ctx); err != nil {

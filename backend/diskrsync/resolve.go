@@ -2,10 +2,10 @@ package diskrsync
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,6 +29,7 @@ type site struct {
 	host  *sshexec.Host // nil for this machine
 	links bool          // of this machine: symbolic links are followed, wherever they lead
 	name  string        // of the sftp remote
+	spare string        // the folder by a remote that is the same, and reads nothing ahead
 }
 
 // maxRemotes bounds how many remotes are looked through to what is behind them.
@@ -47,7 +48,11 @@ func (f *Fs) resolve() (*site, error) {
 		case "local":
 			return localSite(p, m)
 		case "sftp":
-			return f.sftpSite(name, p, m)
+			s, err := f.sftpSite(name, p, m)
+			if err == nil {
+				s.spare, err = sparing(remote)
+			}
+			return s, err
 		case "alias", "combine":
 			if remote, err = behind(info.Name, p, m); err != nil || remote == "" {
 				return nil, err
@@ -56,7 +61,39 @@ func (f *Fs) resolve() (*site, error) {
 			return nil, nil
 		}
 	}
-	return nil, fserrors.NoRetryError(errors.New("the remotes behind it lead in a circle"))
+	return nil, fserrors.NoRetryError(fmt.Errorf("there are more than %d remotes behind it", maxRemotes))
+}
+
+// leadsTo reports whether a remote is one of those that lead to it, or leads to one by
+// way of others. They would make each other without end.
+func leadsTo(remote string, above []string) bool {
+	if len(above) > maxRemotes {
+		return true
+	}
+	info, name, _, m, err := fs.ConfigFs(remote)
+	if err != nil || strings.HasPrefix(name, ":") {
+		return false // it has no name, or is not there: that is said by who makes it
+	}
+	if slices.Contains(above, name) {
+		return true
+	}
+	var opt struct {
+		Remote    string          `config:"remote"`
+		Upstreams fs.SpaceSepList `config:"upstreams"`
+	}
+	if configstruct.Set(m, &opt) != nil {
+		return false
+	}
+	above = append(slices.Clip(above), name)
+	for _, upstream := range opt.Upstreams {
+		if info.Name == "combine" {
+			_, upstream, _ = strings.Cut(upstream, "=")
+		}
+		if leadsTo(upstream, above) {
+			return true
+		}
+	}
+	return opt.Remote != "" && leadsTo(opt.Remote, above)
 }
 
 // behind returns the remote that another one stands for.
@@ -175,4 +212,14 @@ func shown(remote string) string {
 		return parsed.Path
 	}
 	return parsed.Name + ":" + parsed.Path
+}
+
+// sparing returns an sftp remote with its setting changed by which it reads no more than
+// it is asked for: else it has 2 MiB on their way for each look at a long file.
+func sparing(remote string) (string, error) {
+	parsed, err := fspath.Parse(remote)
+	if err != nil {
+		return "", err
+	}
+	return parsed.ConfigString + ",disable_concurrent_reads=true:" + parsed.Path, nil
 }

@@ -81,13 +81,19 @@ func (f *following) count(scanned int64) {
 }
 
 // end stops counting, and returns the error that the sync ends with.
-func (f *following) end(r session.Result, err error) error {
+func (f *following) end(ctx context.Context, r session.Result, err error) error {
 	close(f.stop)
 	<-f.stopped
 	defer f.cancel(nil)
 	if err == nil {
 		f.count(r.Size)
+		if overLimit(ctx, 0) { // several have ended at once
+			return accounting.ErrorMaxTransferLimitReachedFatal
+		}
 		return nil
+	}
+	if f.account.Account != nil {
+		f.account.AccountReadN(-f.counted) // it is counted anew when it is tried again
 	}
 	if cause := context.Cause(f.ctx); cause != nil && errors.Is(err, context.Canceled) {
 		return cause

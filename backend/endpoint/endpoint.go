@@ -92,7 +92,8 @@ type Placed interface {
 	fs.Object
 
 	// ImageSource returns where the image is that the object shows. It fails with
-	// ErrNotPlaced if it can only be read as a stream.
+	// ErrNotPlaced if it can only be read as a stream. Who calls it does not read what
+	// rclone has opened.
 	ImageSource() (Source, error)
 }
 
@@ -192,8 +193,10 @@ func Classify(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case fserrors.IsNoRetryError(err):
+		return err
 	case errors.Is(err, image.ErrRefused):
-		return fserrors.NoRetryError(err)
+		return fserrors.NoRetryError(fserrors.NoLowLevelRetryError(err))
 	case errors.As(err, &lost):
 		return fserrors.RetryError(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/rclone/rclone/fs/accounting"
 	"github.com/rclone/rclone/fs/fserrors"
 
-	"github.com/diskrsync/diskrsync/merkle"
 	"github.com/diskrsync/diskrsync/merkle/image"
 	"github.com/diskrsync/diskrsync/merkle/session"
 	"github.com/diskrsync/diskrsync/merkle/transport"
@@ -26,14 +25,16 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 	stream, account := release(in)
 	s := &transfer{o: o, dst: dst, size: src.Size(), modified: src.ModTime(ctx)}
 	ok := false
-	if s.from, ok, err = placed(src); err != nil {
-		return result, err
+	// A reader that rclone does not count by itself may be one of several that somebody
+	// fills at once, as union does, who waits for each to be read.
+	if account.Account != nil {
+		if s.from, ok, err = placed(src); err != nil {
+			return result, err
+		}
 	}
 	ctx, stop := interruptible(ctx)
 	defer stop()
-	// A reader that rclone does not count by itself may be one of several that somebody
-	// fills at once, as union does, who waits for each to be read.
-	if ok = ok && account.Account != nil; ok {
+	if ok {
 		account.Abandon()
 	} else {
 		var remove func() error
@@ -41,6 +42,9 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 			return result, err
 		}
 		defer func() { err = errors.Join(err, remove()) }()
+		if dst.Device && s.stream.Size() == 0 {
+			return result, fserrors.NoRetryError(fmt.Errorf("%s: nothing came to be written: what made the stream has failed, or ended at once", dst.Path))
+		}
 	}
 	if overLimit(ctx, max(s.size, 0)) {
 		// It would be counted to its end, and cut off before that each time.
@@ -48,7 +52,7 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 	}
 	f := account.follow(ctx, &s.mon)
 	result, err = s.run(f.ctx)
-	if err = f.end(result, err); err != nil {
+	if err = f.end(ctx, result, err); err != nil {
 		return result, err
 	}
 	if err = s.checkSize(result.Size); err != nil {
@@ -57,6 +61,14 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 	s.tell(ctx, result)
 	report(ctx, src.Remote(), result)
 	return result, nil
+}
+
+// Claim tells a source that its stream will not be read, as soon as that is known. Upload
+// does so as well.
+func Claim(in io.Reader, src fs.ObjectInfo) {
+	if _, account := release(in); account.Account != nil {
+		_, _, _ = placed(src) // Upload is told what is wrong with it
+	}
 }
 
 // A transfer is a sync on its way.
@@ -110,6 +122,15 @@ func (s *transfer) checkKind(f image.Format) error {
 	return nil
 }
 
+// when returns when the source was modified, as rclone knows it, in nanoseconds since
+// 1970; 0 if nobody does. An agent may know it better, but rclone compares what it knows.
+func (s *transfer) when() int64 {
+	if s.modified.IsZero() {
+		return 0
+	}
+	return s.modified.UnixNano()
+}
+
 func (s *transfer) options() session.Options { return session.Options{Monitor: &s.mon} }
 
 func (s *transfer) note(text string) {
@@ -143,7 +164,7 @@ func (s *transfer) toAgent(ctx context.Context) (result session.Result, err erro
 // openSource has an agent send the image.
 func (s *transfer) openSource(ctx context.Context) (*agent, error) {
 	source, err := s.from.open(ctx, wire.Request{Verb: wire.VerbSource, Format: string(cmp.Or(s.from.Format, image.Auto)),
-		Checksum: s.from.Checksum, Force: s.from.Force, StateDir: s.from.StateDir})
+		Checksum: s.from.Checksum, Force: s.from.Force, StateDir: s.from.StateDir, Modified: s.when()})
 	if err == nil {
 		s.note(source.opened.Note)
 	}
@@ -156,7 +177,7 @@ func (s *transfer) fromAgent(ctx context.Context, target *image.Target) (session
 		return session.Result{}, err
 	}
 	defer source.carrier.Close() // what matters of it is in err
-	result, err := session.Receive(ctx, source.Conn, datedTarget{target, s.modified}, s.options())
+	result, err := session.Receive(ctx, source.Conn, target, s.options())
 	return result, source.explain(err)
 }
 
@@ -177,9 +198,6 @@ func (s *transfer) between(ctx context.Context, target *agent) (session.Result, 
 		err = source.explain(err)
 	default:
 		err = target.explain(err)
-	}
-	if err == nil && !s.modified.IsZero() {
-		err = SetModified(ctx, s.dst.Place, s.modified) // as in datedTarget
 	}
 	return result, err
 }
@@ -203,7 +221,7 @@ func (s *transfer) withSource(do func(session.Source) error) (err error) {
 		return err
 	}
 	s.note(img.Note())
-	return do(dated{img, s.modified})
+	return do(session.At(img, s.when()))
 }
 
 // checkSize compares the size of the source with what rclone has found before. If it
@@ -213,33 +231,6 @@ func (s *transfer) checkSize(now int64) error {
 		return nil
 	}
 	return fmt.Errorf("the source had %d bytes when it was listed, and has %d now: try again", s.size, now)
-}
-
-// dated is an image of which rclone knows when it was modified, if anyone does.
-type dated struct {
-	image.Image
-	modified time.Time
-}
-
-func (d dated) Modified() time.Time {
-	if d.modified.IsZero() {
-		return d.Image.Modified()
-	}
-	return d.modified
-}
-
-// datedTarget is the same for an image that an agent sends: rclone may know the time in
-// whole seconds only, and compares what it knows.
-type datedTarget struct {
-	*image.Target
-	modified time.Time
-}
-
-func (d datedTarget) Commit(digest merkle.Hash, modified time.Time) error {
-	if !d.modified.IsZero() {
-		modified = d.modified
-	}
-	return d.Target.Commit(digest, modified)
 }
 
 // limited is the pipe between two images of this machine, at the rate of --bwlimit.

@@ -4,6 +4,7 @@
 package job
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,8 +53,10 @@ func (j *Job) Close() {
 func (j *Job) find(ctx context.Context, src, dst string) error {
 	var err error
 	if j.from, err = cache.Get(ctx, src); err == nil { // a folder, or nothing at all
-		j.to, err = folder(ctx, dst)
-		return err
+		if j.to, err = folder(ctx, dst); err != nil {
+			return cmp.Or(j.missing(ctx), err)
+		}
+		return nil
 	}
 	if !errors.Is(err, fs.ErrorIsFile) {
 		return fmt.Errorf("source %s: %w", src, err)
@@ -62,6 +65,18 @@ func (j *Job) find(ctx context.Context, src, dst string) error {
 		return err
 	}
 	return j.findTarget(ctx, dst)
+}
+
+// missing returns an error if the source is neither a folder nor anything else.
+func (j *Job) missing(ctx context.Context) error {
+	if _, err := j.from.List(ctx, ""); errors.Is(err, fs.ErrorDirNotFound) {
+		return fserrors.NoRetryError(j.noSource(err))
+	}
+	return nil
+}
+
+func (j *Job) noSource(err error) error {
+	return fmt.Errorf("there is no such device, image or folder: %s:%s: %w", j.from.Name(), j.from.Root(), err)
 }
 
 // findTarget finds what an image is to be called, and where.
@@ -120,7 +135,7 @@ func (j *Job) Run(ctx context.Context) ([]endpoint.Report, error) {
 	if j.fromName != "" {
 		err = operations.CopyFile(ctx, j.to, j.from, j.toName, j.fromName)
 	} else if err = rclonesync.CopyDir(ctx, j.to, j.from, false); errors.Is(err, fs.ErrorDirNotFound) {
-		err = fmt.Errorf("there is no such device, image or folder: %s:%s: %w", j.from.Name(), j.from.Root(), err)
+		err = j.noSource(err)
 	}
 	return reports, err
 }

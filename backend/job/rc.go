@@ -80,7 +80,7 @@ func rcSync(ctx context.Context, in rc.Params) (rc.Params, error) {
 	}
 	j, err := NewJob(ctx, src, dst)
 	if err != nil {
-		return nil, err
+		return nil, fs.CountError(ctx, err) // whatever comes later is counted by rclone
 	}
 	defer j.Close()
 	reports, err := j.Run(ctx)

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/rclone/rclone/fs"
+	"github.com/rclone/rclone/fs/fserrors"
 
 	"github.com/diskrsync/diskrsync/merkle/transport"
 )
@@ -18,14 +19,14 @@ const maxMessage = 500
 // line that it or the shell wrote to standard error. If the shell did not find the
 // program, the error says what to do. A nil error stays nil.
 func (p *Process) Explain(err error) error {
-	closeErr := p.Close()
+	_ = p.Close() // what it says is in what it keeps
 	if err == nil {
 		return nil
 	}
 	last := last(&p.messages)
 	var said []string
-	if closeErr != nil {
-		said = append(said, closeErr.Error())
+	if p.closeErr != nil {
+		said = append(said, p.closeErr.Error())
 	}
 	if last != "" {
 		said = append(said, last)
@@ -36,6 +37,7 @@ func (p *Process) Explain(err error) error {
 	all := strings.Join(said, ": ")
 	if p.notFound(last) {
 		all += fmt.Sprintf("; install diskrsync on %s or set agent_path", p.name)
+		err = fserrors.NoRetryError(err)
 	}
 	return fmt.Errorf("%s (%w)", all, err)
 }

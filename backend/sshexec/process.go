@@ -153,7 +153,10 @@ func (p *Process) reason(err error) error {
 // made to end. Closing again returns the same.
 func (p *Process) Close() error {
 	p.once.Do(p.shut)
-	return p.closeErr
+	if p.closeErr == nil {
+		return nil
+	}
+	return fmt.Errorf("remote %s: %w", p.name, p.closeErr)
 }
 
 func (p *Process) shut() {
@@ -184,11 +187,11 @@ func (p *Process) end() error {
 	}
 	switch {
 	case !within(grace, p.ended):
-		return fmt.Errorf("remote %s: the program still runs after its input was closed", p.name)
+		return errors.New("the program still runs after its input was closed")
 	case made:
-		return fmt.Errorf("remote %s: the program did not end with its input, and was made to", p.name)
+		return errors.New("the program did not end with its input, and was made to")
 	case p.ending != ending{}:
-		return fmt.Errorf("remote %s: %s", p.name, p.ending.text)
+		return errors.New(p.ending.text)
 	}
 	return nil
 }

@@ -3,15 +3,12 @@
 package main
 
 import (
-	"os"
 	"runtime/debug"
 
 	_ "github.com/rclone/rclone/backend/all"
 	"github.com/rclone/rclone/cmd"
 	"github.com/rclone/rclone/fs"
-	"github.com/rclone/rclone/fs/config"
 	_ "github.com/rclone/rclone/lib/plugin"
-	"github.com/spf13/cobra"
 
 	_ "github.com/diskrsync/diskrsync/backend/blockdev"
 	_ "github.com/diskrsync/diskrsync/backend/diskrsync"
@@ -20,7 +17,7 @@ import (
 func main() {
 	fs.Version = version(fs.VersionTag, built())
 	cmd.Root.AddCommand(syncCommand())
-	cmd.Root.PersistentPreRun = func(*cobra.Command, []string) { nameDevices() }
+	fs.ConfigFileGet = nameDevices(fs.ConfigFileGet)
 	cmd.Main()
 }
 
@@ -44,10 +41,15 @@ func built() string {
 }
 
 // nameDevices lets the devices of this machine be called blockdev: without a remote of
-// that name in the configuration. One that is there rules.
-func nameDevices() {
-	const name, variable = "blockdev", "RCLONE_CONFIG_BLOCKDEV_TYPE"
-	if _, set := os.LookupEnv(variable); !set && !config.LoadedData().HasSection(name) {
-		os.Setenv(variable, name) // fails for no name that could be in here
+// that name in the configuration. One that is there rules. The configuration is not read
+// for it: it may have a password, and not every command needs it.
+func nameDevices(configured func(section, key string) (string, bool)) func(section, key string) (string, bool) {
+	const name = "blockdev"
+	return func(section, key string) (string, bool) {
+		value, ok := configured(section, key)
+		if !ok && section == name && key == "type" {
+			return name, true
+		}
+		return value, ok
 	}
 }

@@ -92,7 +92,7 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		return err
 	}
 	if req.Verb == wire.VerbSource {
-		_, err = Send(ctx, c, img, Options{DryRun: req.DryRun})
+		_, err = Send(ctx, c, At(img, req.Modified), Options{DryRun: req.DryRun})
 		return err
 	}
 	return serveInspection(ctx, c, img, InspectOptions{Read: req.Verb == wire.VerbVerify, Record: !a.ReadOnly})

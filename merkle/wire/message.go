@@ -112,7 +112,7 @@ type Request struct {
 	Force    bool          // read an image that is known to be incomplete or damaged
 	StateDir string        // for what is stored about devices
 	Timeout  time.Duration // how long to wait for a silent peer; to the millisecond
-	Modified int64         // of the verb touch: as in Hello
+	Modified int64         // of the verb touch: as in Hello; of the verb source: what it says there, if not 0
 }
 
 func (*Request) kind() kind { return kindRequest }
