@@ -42,6 +42,7 @@ import (
 	"github.com/rclone/rclone/fs/hash"
 	"github.com/rclone/rclone/lib/encoder"
 
+	"github.com/diskrsync/diskrsync/backend/endpoint"
 	"github.com/diskrsync/diskrsync/merkle/image"
 )
 
@@ -117,6 +118,7 @@ type Fs struct {
 	folder   string // the same, as a path of this machine
 	opt      Options
 	features *fs.Features
+	budget   endpoint.Budget
 }
 
 // NewFs returns the Fs of a path. A path without a leading slash is under

@@ -102,7 +102,7 @@ func (o *Object) Update(ctx context.Context, in io.Reader, src fs.ObjectInfo, _ 
 func (o *Object) upload(ctx context.Context, in io.Reader, src fs.ObjectInfo) error {
 	done, err := endpoint.Upload(ctx, o, in, src, endpoint.Target{
 		Place:  endpoint.Place{Path: o.path},
-		Device: o.device, Raw: true, Checksum: o.fs.opt.Checksum, StateDir: o.fs.opt.StateDir,
+		Device: o.device, Raw: true, Checksum: o.fs.opt.Checksum, StateDir: o.fs.opt.StateDir, Budget: &o.fs.budget,
 	})
 	if err != nil {
 		return err

@@ -191,12 +191,12 @@ func (f *Fs) Inspect(ctx context.Context, remote string, verify bool) (*Inspecti
 
 // clean drops what interrupted syncs have left of an image.
 func (f *Fs) clean(ctx context.Context, remote string) (any, error) {
+	if operations.SkipDestructive(ctx, remote, "clean") {
+		return nil, nil
+	}
 	place, err := f.placeToWrite(ctx, remote)
 	if err != nil {
 		return nil, err
-	}
-	if operations.SkipDestructive(ctx, remote, "drop what interrupted syncs have left") {
-		return nil, nil
 	}
 	done, err := endpoint.Clean(ctx, endpoint.Target{Place: place})
 	if err != nil {

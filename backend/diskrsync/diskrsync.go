@@ -75,6 +75,8 @@ type Fs struct {
 	wrapper  fs.Fs
 	features *fs.Features
 
+	budget endpoint.Budget
+
 	proof  sync.Mutex // for what follows
 	proved bool       // what sftp shows is what agents see
 }
@@ -373,7 +375,7 @@ func (f *Fs) upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo,
 		return 0, err
 	}
 	done, err := endpoint.Upload(ctx, o, in, src, endpoint.Target{Place: place,
-		Raw: f.opt.Format == string(image.Raw), InPlace: f.opt.InPlace, Checksum: f.opt.Checksum})
+		Raw: f.opt.Format == string(image.Raw), InPlace: f.opt.InPlace, Checksum: f.opt.Checksum, Budget: &f.budget})
 	if err != nil {
 		return 0, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/rclone/rclone/fs"
@@ -45,13 +46,16 @@ type following struct {
 	account account
 	mon     *session.Monitor
 	counted int64
+	budget  *Budget
+	rest    int64 // of what it was promised
 	stop    chan struct{}
 	stopped chan struct{}
 }
 
-// follow counts what is compared of an image.
-func (a account) follow(ctx context.Context, mon *session.Monitor) *following {
-	f := &following{account: a, mon: mon, stop: make(chan struct{}), stopped: make(chan struct{})}
+// follow counts what is compared of an image, for which size bytes of the budget were
+// taken.
+func (a account) follow(ctx context.Context, mon *session.Monitor, budget *Budget, size int64) *following {
+	f := &following{account: a, mon: mon, budget: budget, rest: size, stop: make(chan struct{}), stopped: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(ctx)
 	go func() {
 		defer close(f.stopped)
@@ -63,7 +67,7 @@ func (a account) follow(ctx context.Context, mon *session.Monitor) *following {
 				return
 			case <-tick.C:
 				f.count(mon.Snapshot().Source.Scanned)
-				if overLimit(ctx, 0) {
+				if overLimit(ctx) {
 					f.cancel(accounting.ErrorMaxTransferLimitReachedFatal)
 				}
 			}
@@ -74,10 +78,15 @@ func (a account) follow(ctx context.Context, mon *session.Monitor) *following {
 
 // count brings the account up to what has been compared.
 func (f *following) count(scanned int64) {
-	if n := scanned - f.counted; n > 0 && f.account.Account != nil {
-		f.account.AccountReadN(n)
-		f.counted = scanned
+	n := scanned - f.counted
+	if n <= 0 || f.account.Account == nil {
+		return
 	}
+	promised := min(n, f.rest)
+	f.budget.give(promised) // first: what is counted twice could keep another from its share
+	f.rest -= promised
+	f.account.AccountReadN(n)
+	f.counted = scanned
 }
 
 // end stops counting, and returns the error that the sync ends with.
@@ -85,9 +94,10 @@ func (f *following) end(ctx context.Context, r session.Result, err error) error 
 	close(f.stop)
 	<-f.stopped
 	defer f.cancel(nil)
+	defer func() { f.budget.give(f.rest) }()
 	if err == nil {
 		f.count(r.Size)
-		if overLimit(ctx, 0) { // several have ended at once
+		if overLimit(ctx) { // it was larger than it was said to be
 			return accounting.ErrorMaxTransferLimitReachedFatal
 		}
 		return nil
@@ -101,11 +111,48 @@ func (f *following) end(ctx context.Context, r session.Result, err error) error 
 	return err
 }
 
-// overLimit reports whether with so many bytes more there is too much, for
-// --max-transfer with --cutoff-mode hard.
-func overLimit(ctx context.Context, more int64) bool {
+// overLimit reports whether there is too much, for --max-transfer with --cutoff-mode
+// hard.
+func overLimit(ctx context.Context) bool {
+	most, ok := limit(ctx)
+	return ok && accounting.Stats(ctx).GetBytes() > most
+}
+
+func limit(ctx context.Context) (int64, bool) {
 	ci := fs.GetConfig(ctx)
-	return ci.MaxTransfer >= 0 && ci.CutoffMode == fs.CutoffModeHard && accounting.Stats(ctx).GetBytes()+more > int64(ci.MaxTransfer)
+	return int64(ci.MaxTransfer), ci.MaxTransfer >= 0 && ci.CutoffMode == fs.CutoffModeHard
+}
+
+// A Budget keeps syncs that run at once from exceeding together what --max-transfer
+// allows: each is compared to its end, or cut off. The zero Budget is ready for use.
+type Budget struct {
+	mu       sync.Mutex
+	promised int64 // bytes that are yet to be counted of syncs that are under way
+}
+
+// take promises size bytes to a sync, or fails if there are not as many left.
+func (b *Budget) take(ctx context.Context, size int64) error {
+	if b == nil {
+		b = new(Budget)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	most, ok := limit(ctx)
+	if ok && accounting.Stats(ctx).GetBytes()+b.promised+size > most {
+		return accounting.ErrorMaxTransferLimitReachedFatal
+	}
+	b.promised += size
+	return nil
+}
+
+// give takes back a promise, because the bytes are counted, or will not come.
+func (b *Budget) give(size int64) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.promised -= size
 }
 
 // interruptible ends ctx when rclone is told to end, and has it wait until stop was

@@ -84,6 +84,7 @@ type Target struct {
 	InPlace  bool
 	Checksum bool
 	StateDir string
+	Budget   *Budget // that it shares with others; may be nil
 }
 
 // Placed is implemented by objects of our backends, so that what they hold is opened

@@ -46,11 +46,10 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 			return result, fserrors.NoRetryError(fmt.Errorf("%s: nothing came to be written: what made the stream has failed, or ended at once", dst.Path))
 		}
 	}
-	if overLimit(ctx, max(s.size, 0)) {
-		// It would be counted to its end, and cut off before that each time.
-		return result, accounting.ErrorMaxTransferLimitReachedFatal
+	if err := dst.Budget.take(ctx, max(s.size, 0)); err != nil {
+		return result, err
 	}
-	f := account.follow(ctx, &s.mon)
+	f := account.follow(ctx, &s.mon, dst.Budget, max(s.size, 0))
 	result, err = s.run(f.ctx)
 	if err = f.end(ctx, result, err); err != nil {
 		return result, err
