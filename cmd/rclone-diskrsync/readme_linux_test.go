@@ -186,7 +186,11 @@ func TestUnits(t *testing.T) {
 // The CronJob runs a command that there is, on a device and with a configuration that
 // are there. Whether Kubernetes takes it all is not tried.
 func TestCronJob(t *testing.T) {
-	type named struct{ Name, DevicePath, MountPath, Value string }
+	type named struct {
+		Name, Value string
+		DevicePath  string `yaml:"devicePath"`
+		MountPath   string `yaml:"mountPath"`
+	}
 	var job struct {
 		Kind string
 		Spec struct {
@@ -212,9 +216,11 @@ func TestCronJob(t *testing.T) {
 	pod := job.Spec.JobTemplate.Spec.Template.Spec
 	require.Len(t, pod.Containers, 1)
 	backup := pod.Containers[0]
-	require.Equal(t, []string{"/rclone-diskrsync", "diskrsync"}, backup.Command[:2])
 	require.Len(t, backup.VolumeDevices, 1)
 	require.Len(t, backup.VolumeMounts, 1)
+	require.Len(t, backup.Env, 1)
+	require.Equal(t, []string{"/rclone-diskrsync", "diskrsync", "blockdev:" + backup.VolumeDevices[0].DevicePath}, backup.Command[:3])
+	require.Equal(t, named{Name: "RCLONE_CONFIG", Value: backup.VolumeMounts[0].MountPath + "/rclone.conf"}, backup.Env[0])
 	require.Equal(t, []string{pod.Volumes[0].Name, pod.Volumes[1].Name}, []string{backup.VolumeDevices[0].Name, backup.VolumeMounts[0].Name})
 }
 
