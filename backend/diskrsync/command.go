@@ -124,6 +124,10 @@ type Inspection struct {
 	Bad        []BadBlock   `json:"bad,omitempty"`
 }
 
+// maxTold bounds how many bad blocks of an image are named in the log. All are in the
+// result, which is logged as well if the command fails, as it then does.
+const maxTold = 100
+
 // A BadBlock is one that cannot be read, or is not what was stored of it.
 type BadBlock struct {
 	Block   int64  `json:"block"`
@@ -177,8 +181,11 @@ func (f *Fs) Inspect(ctx context.Context, remote string, verify bool) (*Inspecti
 		synced := time.Unix(0, info.Synced)
 		result.Synced = &synced
 	}
-	for _, b := range bad {
+	for i, b := range bad {
 		result.Bad = append(result.Bad, BadBlock{b.Index, b.Offset, b.Length, b.Text})
+		if i < maxTold {
+			fs.Errorf(remote, "block %d at offset %d: %s", b.Index, b.Offset, b.Text)
+		}
 	}
 	switch {
 	case info.Bad > 0:

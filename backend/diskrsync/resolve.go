@@ -25,6 +25,7 @@ import (
 // this machine, or on one that programs can be started on.
 type site struct {
 	root  string // of this machine, or as the agent there is to be told
+	below string // in root, of this machine: no link on the way is to lead out of root
 	names encoder.MultiEncoder
 	host  *sshexec.Host // nil for this machine
 	links bool          // of this machine: symbolic links are followed, wherever they lead
@@ -46,7 +47,7 @@ func (f *Fs) resolve() (*site, error) {
 		}
 		switch info.Name {
 		case "local":
-			return localSite(p, m)
+			return f.localSite(p, m)
 		case "sftp":
 			s, err := f.sftpSite(name, p, m)
 			if err == nil {
@@ -117,7 +118,7 @@ func behind(kind, p string, m configmap.Mapper) (string, error) {
 	return "", nil // the folder of the upstreams themselves
 }
 
-func localSite(p string, m configmap.Mapper) (*site, error) {
+func (f *Fs) localSite(p string, m configmap.Mapper) (*site, error) {
 	var opt struct {
 		Enc   encoder.MultiEncoder `config:"encoding"`
 		Links bool                 `config:"copy_links"`
@@ -125,8 +126,22 @@ func localSite(p string, m configmap.Mapper) (*site, error) {
 	if err := configstruct.Set(m, &opt); err != nil {
 		return nil, err
 	}
-	root, err := filepath.Abs(filepath.FromSlash(encoded(p, opt.Enc)))
-	return &site{root: root, names: opt.Enc, links: opt.Links}, err
+	set, below := cutBelow(p, f.root)
+	root, err := filepath.Abs(filepath.FromSlash(encoded(set, opt.Enc)))
+	return &site{root: root, below: opt.Enc.FromStandardPath(below), names: opt.Enc, links: opt.Links}, err
+}
+
+// cutBelow cuts a path into the folder that is configured, and what of the path in the
+// remote comes behind it. (combine takes the first element for itself.)
+func cutBelow(p, root string) (set, below string) {
+	for root != "" && path.Base(root) == path.Base(p) {
+		below = path.Join(path.Base(p), below)
+		p = path.Dir(p)
+		if root = path.Dir(root); root == "." {
+			root = ""
+		}
+	}
+	return p, below
 }
 
 // encoded returns a path as it is on the disk, and as the local backend has it: in
@@ -172,9 +187,9 @@ func (s *site) place(remote string, opt *Options) endpoint.Place {
 	below := s.names.FromStandardPath(remote)
 	switch {
 	case s.host == nil && s.links:
-		return endpoint.Place{Path: filepath.Join(s.root, filepath.FromSlash(below))}
+		return endpoint.Place{Path: filepath.Join(s.root, filepath.FromSlash(s.below), filepath.FromSlash(below))}
 	case s.host == nil:
-		return endpoint.Place{Root: s.root, Path: filepath.FromSlash(below)}
+		return endpoint.Place{Root: s.root, Path: filepath.FromSlash(path.Join(s.below, below))}
 	}
 	return endpoint.Place{
 		Path: path.Join(s.root, below),

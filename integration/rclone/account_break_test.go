@@ -14,23 +14,32 @@ import (
 	"github.com/diskrsync/diskrsync/integration/internal/lab"
 )
 
-// reaches waits until a file has so many bytes, as long as a command runs.
-func reaches(t *testing.T, r *lab.Run, file string, size int64) {
+// arrived returns how much a sync has brought of an image that is not yet shown.
+func (b bench) arrived(image string) (n int64) {
+	for _, kind := range []string{".journal", ".partial"} {
+		if info, err := os.Stat(b.far(".diskrsync/" + image + kind)); err == nil {
+			n += info.Sys().(*syscall.Stat_t).Blocks * 512 // one of them is a new raw image
+		}
+	}
+	return n
+}
+
+// awaitPart waits until a sync has brought so much of an image, as long as it runs.
+func (b bench) awaitPart(t *testing.T, r *lab.Run, image string, size int64) {
 	t.Helper()
-	for r.Running() {
-		if info, err := os.Stat(file); err == nil && info.Size() >= size {
-			return
+	for b.arrived(image) < size {
+		if !r.Running() {
+			t.Fatalf("it has ended before %d bytes of %s had arrived: %+v", size, image, r.Wait(t))
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("it ended before %s had %d bytes: %+v", file, size, r.Wait(t))
 }
 
-// halfWay starts a sync and interrupts it when the journal of the target has some.
-func (b bench) halfWay(t *testing.T, source, target, journal string) {
+// halfWay starts a copy to an image of disks and interrupts it.
+func (b bench) halfWay(t *testing.T, source, image string) {
 	t.Helper()
-	r := b.start(t, "--bwlimit", "2M", "copyto", source, target)
-	reaches(t, r, journal, mib)
+	r := b.start(t, "--bwlimit", "2M", "copyto", "--ignore-times", source, "disks:"+image)
+	b.awaitPart(t, r, image, mib)
 	r.Interrupt(t)
 	if r := r.Wait(t); r.Code == 0 {
 		t.Fatalf("it was not interrupted: %+v", r)
@@ -59,23 +68,21 @@ func (b bench) oldOrAbsent(t *testing.T, name, old string) {
 // TestSignals ends rclone in the middle of a sync, as a user does, or a service
 // manager.
 func TestSignals(t *testing.T) {
+	const size = 5 * mib
+	h := lab.StartHost(t, tools, lab.HostOptions{})
 	for _, test := range []struct {
 		signal syscall.Signal
 		format string
 		update bool
 	}{
-		{syscall.SIGINT, "spgz", false},
-		{syscall.SIGTERM, "spgz", true},
+		{syscall.SIGINT, "spgz", true},
 		{syscall.SIGTERM, "raw", false},
-		{syscall.SIGINT, "raw", true},
 	} {
 		name := fmt.Sprintf("%v of a first copy, %s", test.signal, test.format)
 		if test.update {
 			name = fmt.Sprintf("%v of an update, %s", test.signal, test.format)
 		}
 		t.Run(name, func(t *testing.T) {
-			const size = 8 * mib
-			h := lab.StartHost(t, tools, lab.HostOptions{})
 			b, meter := newBenchAt(t, h, "format="+test.format)
 			disk, old := b.near("disk"), ""
 			if test.update {
@@ -83,8 +90,8 @@ func TestSignals(t *testing.T) {
 				b.ok(t, "copyto", "blockdev:"+old, "disks:root.img")
 			}
 			lab.Write(t, disk, lab.Noise(2, size), 0o644)
-			r := b.start(t, "--bwlimit", "2M", "copyto", "blockdev:"+disk, "disks:root.img")
-			reaches(t, r, b.far(".diskrsync/root.img.journal"), 2*mib)
+			r := b.start(t, "--bwlimit", "2M", "copyto", "--ignore-times", "blockdev:"+disk, "disks:root.img")
+			b.awaitPart(t, r, "root.img", 3*mib/2)
 			if len(h.Agents(t)) == 0 {
 				t.Error("the agent is not found among the processes")
 			}
@@ -95,7 +102,7 @@ func TestSignals(t *testing.T) {
 			h.AwaitQuiet(t)
 			b.oldOrAbsent(t, "root.img", old)
 			meter.Take()
-			again := b.run(t, "-v", "copyto", "blockdev:"+disk, "disks:root.img").OK(t)
+			again := b.run(t, "-v", "copyto", "--ignore-times", "blockdev:"+disk, "disks:root.img").OK(t)
 			says(t, again, "were there from an interrupted run")
 			if passed := meter.Take(); passed > size-mib {
 				t.Errorf("%d bytes went over the wire, though some were there", passed)
@@ -107,74 +114,97 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// breaking returns the path of a program that is the agent, but the first time it is
-// killed when it has been given so many bytes.
-func breaking(t *testing.T, h *lab.Host, after int) string {
+// mortal returns the path of a program that is the agent, but the first one that is
+// given so many bytes, or some less, is killed then.
+func mortal(t *testing.T, h *lab.Host, after int) string {
 	t.Helper()
-	// It holds the pipe open for writing until the agent is dead, so that this never
-	// sees an end of it.
-	return lab.Write(t, filepath.Join(h.Dir, "breaking"), fmt.Appendf(nil, `#!/bin/sh
-mkdir %[1]s/broken 2>/dev/null || exec %[2]s "$@"
-mkfifo %[1]s/broken/pipe
-%[2]s "$@" < %[1]s/broken/pipe &
-exec 3> %[1]s/broken/pipe
-head -c %[3]d >&3
-kill -KILL $!
+	dir := filepath.Join(h.Dir, strings.ReplaceAll(t.Name(), "/", "-"))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// It holds the pipe open for writing until the agent is dead, which never sees an
+	// end of it. What comes in is passed on as it comes, but not more than 64 KiB of it,
+	// and counts as that.
+	return lab.Write(t, filepath.Join(dir, "mortal"), fmt.Appendf(nil, `#!/bin/sh
+[ -e %[1]s/killed ] && exec %[2]s "$@"
+pipe=%[1]s/pipe-$$
+mkfifo $pipe
+%[2]s "$@" < $pipe &
+exec 3> $pipe
+passed=$(dd bs=64K count=%[3]d 2>&1 >&3 | sed -n 's/ records in//p')
+[ $(($passed)) -eq %[3]d ] && : > %[1]s/killed && kill -KILL $!
+exec 3>&-
 wait $!
-`, h.Dir, h.Agent, after), 0o755)
+`, dir, h.Agent, after/(64<<10)), 0o755)
 }
 
-// TestBrokenAgent lets the agent be killed in the middle of its work. Whether it is
-// tried again is what --retries and --low-level-retries say.
-func TestBrokenAgent(t *testing.T) {
-	const size, after = 12 * mib, 6 * mib
+// TestBroken breaks a sync in the middle of its work: the connection, or the agent.
+// Whether it is tried again is what --retries and --low-level-retries say. An agent
+// that has lost its client keeps what it has; one that is killed keeps what it had
+// made durable, which is nothing of so little.
+func TestBroken(t *testing.T) {
+	const size, after = 8 * mib, 4 * mib
+	h := lab.StartHost(t, tools, lab.HostOptions{})
 	for _, test := range []struct {
-		name               string
-		retries, low       int
-		update, ok, stream bool
+		name         string
+		retries, low int
+		update, kill bool
 	}{
-		{"not again", 1, 1, false, false, false},
-		{"not again to an old one", 1, 1, true, false, false},
-		{"again", 3, 1, false, true, false},
-		{"again to an old one", 3, 1, true, true, false},
-		{"at once", 1, 3, false, true, false},
-		{"at once to an old one", 1, 3, true, true, false},
-		{"at once as a stream", 1, 3, true, true, true},
+		{"connection, first copy, not again", 1, 1, false, false},
+		{"agent, update, not again", 1, 1, true, true},
+		{"connection, update, again", 3, 1, true, false},
+		{"agent, first copy, at once", 1, 3, false, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h := lab.StartHost(t, tools, lab.HostOptions{})
 			b, meter := newBenchAt(t, h)
 			old, disk := "", lab.Write(t, b.near("disk"), lab.Noise(2, size), 0o644)
 			if test.update {
 				old = lab.Write(t, b.near("old"), lab.Noise(1, size), 0o644)
 				b.ok(t, "copyto", "blockdev:"+old, "disks:root.img")
 			}
-			b.ok(t, "config", "update", "disks", "agent_path="+breaking(t, h, after))
-			source := "blockdev:" + disk
-			if test.stream {
-				source = disk
+			if meter.Take(); test.kill {
+				b.ok(t, "config", "update", "disks", "agent_path="+mortal(t, h, after))
+			} else {
+				meter.Break(after)
 			}
-			copyTo := []string{"-v", "copyto", source, "disks:root.img"}
-			meter.Take()
-			r := b.run(t, append(copyTo, "--retries", fmt.Sprint(test.retries), "--low-level-retries", fmt.Sprint(test.low))...)
-			passed := meter.Take()
-			if !test.ok {
-				fails(t, r, "Failed to copyto", "nas", "lost")
+			copyTo := []string{"copyto", "--ignore-times", "--retries", fmt.Sprint(test.retries),
+				"--low-level-retries", fmt.Sprint(test.low), "blockdev:" + disk, "disks:root.img"}
+			passed := int64(0)
+			if test.retries == 1 && test.low == 1 {
+				fails(t, b.run(t, copyTo...), "Failed to copyto", "nas: ")
+				passed = meter.Take()
 				h.AwaitQuiet(t)
 				b.oldOrAbsent(t, "root.img", old)
 				meter.Take()
-				r, passed = b.run(t, copyTo...), meter.Take()+passed
 			}
-			r.OK(t)
-			says(t, r, "were there from an interrupted run")
+			r := b.run(t, append(copyTo, "-v")...).OK(t)
+			passed += meter.Take()
+			t.Logf("%d bytes went over the wire for %d", passed, size)
 			if attempted := strings.Contains(r.Stderr, "Attempt 2/3 succeeded"); attempted != (test.retries > 1) {
 				t.Errorf("that it took another attempt is told: %v\n%s", attempted, r.Stderr)
 			}
-			t.Logf("%d bytes went over the wire for %d", passed, size)
-			if passed > size+after-mib {
-				t.Errorf("%d bytes went over the wire, as if none of the first %d were there", passed, after)
+			if !test.kill {
+				says(t, r, "were there from an interrupted run")
+			} else if passed < size+mib {
+				t.Errorf("only %d bytes went over the wire: the agent has not been killed", passed)
 			}
 			b.holds(t, "disks:root.img", disk)
 		})
 	}
+}
+
+// TestBrokenRestore breaks the way back to a device.
+func TestBrokenRestore(t *testing.T) {
+	const size = 12 * mib
+	b, meter := newFarBench(t)
+	disk := lab.Write(t, b.near("disk"), lab.Noise(1, size), 0o644)
+	b.ok(t, "copyto", "blockdev:"+disk, "disks:root.img")
+	device := lab.BlankDevice(t, size)
+	// Without a buffer rclone does not begin to read the image by itself.
+	restore := []string{"copyto", "--buffer-size", "0", "--retries", "1", "disks:root.img", "blockdev,allow_write:" + device, "--low-level-retries"}
+	meter.Break(size / 2)
+	fails(t, b.run(t, append(restore, "1")...), "Failed to copyto", "nas: ")
+	meter.Break(size / 3)
+	b.ok(t, append(restore, "2")...)
+	lab.Same(t, device, disk)
 }

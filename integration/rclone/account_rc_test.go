@@ -3,8 +3,11 @@
 package rclone_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -28,11 +31,17 @@ func (b bench) control(t *testing.T) controlled {
 }
 
 // call makes a call, which must succeed, and puts what it returns into result.
-func (c controlled) call(t *testing.T, result any, args ...string) {
+func (c controlled) call(t *testing.T, path string, in map[string]any, result any) {
 	t.Helper()
-	out := c.ok(t, append([]string{"rc", "--url", c.address}, args...)...)
-	if err := json.Unmarshal([]byte(out), result); err != nil {
-		t.Fatalf("rc %q: %v\n%s", args, err, out)
+	body := lab.Must(json.Marshal(in))(t)
+	answer := lab.Must(http.Post("http://"+c.address+"/"+path, "application/json", bytes.NewReader(body)))(t)
+	defer answer.Body.Close()
+	out := lab.Must(io.ReadAll(answer.Body))(t)
+	if answer.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s\n%s", path, answer.Status, out)
+	}
+	if err := json.Unmarshal(out, result); err != nil {
+		t.Fatalf("%s: %v\n%s", path, err, out)
 	}
 }
 
@@ -51,18 +60,21 @@ type job struct {
 	}
 }
 
-// begin starts a job of diskrsync/sync and returns its number.
+// begin starts a job of diskrsync/sync as a user does, and returns its number.
 func (c controlled) begin(t *testing.T, src, dst string) int64 {
 	t.Helper()
+	out := c.ok(t, "rc", "--url", c.address, "diskrsync/sync", "src="+src, "dst="+dst, "_async=true", `_config={"LowLevelRetries":2}`)
 	var started struct{ JobID int64 }
-	c.call(t, &started, "diskrsync/sync", "src="+src, "dst="+dst, "_async=true")
+	if err := json.Unmarshal([]byte(out), &started); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	return started.JobID
 }
 
 // status asks for the status of a job.
 func (c controlled) status(t *testing.T, id int64) (j job) {
 	t.Helper()
-	c.call(t, &j, "job/status", fmt.Sprint("jobid=", id))
+	c.call(t, "job/status", map[string]any{"jobid": id}, &j)
 	return j
 }
 
@@ -81,7 +93,7 @@ func (c controlled) finish(t *testing.T, id int64) job {
 // stats asks what is counted for a job.
 func (c controlled) stats(t *testing.T, id int64) (n count) {
 	t.Helper()
-	c.call(t, &n, "core/stats", fmt.Sprint("group=job/", id))
+	c.call(t, "core/stats", map[string]any{"group": fmt.Sprint("job/", id)}, &n)
 	return n
 }
 
@@ -116,6 +128,17 @@ func TestRemoteControl(t *testing.T) {
 			b.holds(t, "disks:root.img", disk)
 		})
 	}
+	t.Run("tried again", func(t *testing.T) {
+		lab.WriteAt(t, disk, lab.Noise(4, 8*mib), mib)
+		meter.Break(4 * mib)
+		id := c.begin(t, "blockdev:"+disk, "disks:root.img")
+		j := c.finish(t, id)
+		if !j.Success || j.Output.Size != size || len(j.Output.Images) != 1 || j.Output.Images[0].Kept == 0 {
+			t.Errorf("job/status tells %+v", j)
+		}
+		c.stats(t, id).whole(t, 1, size)
+		b.holds(t, "disks:root.img", disk)
+	})
 	t.Run("folder", func(t *testing.T) {
 		names := b.images(t, 5, mib)
 		id := c.begin(t, "blockdev:"+b.here, "disks:vms")
@@ -167,25 +190,25 @@ func TestRemoteControlOfFailures(t *testing.T) {
 
 // TestStoppedJob stops a job in the middle of a sync, and has another one do the rest.
 func TestStoppedJob(t *testing.T) {
-	const size = 8 * mib
+	const size = 5 * mib
 	h := lab.StartHost(t, tools, lab.HostOptions{})
 	b, meter := newBenchAt(t, h)
 	c := b.control(t)
 	disk := lab.Write(t, b.near("disk"), lab.Noise(2, size), 0o644)
 	var none struct{}
-	c.call(t, &none, "core/bwlimit", "rate=2M")
+	c.call(t, "core/bwlimit", map[string]any{"rate": "2M"}, &none)
 	id := c.begin(t, "blockdev:"+disk, "disks:root.img")
-	reaches(t, c.Run, b.far(".diskrsync/root.img.journal"), 2*mib)
+	b.awaitPart(t, c.Run, "root.img", 3*mib/2)
 	if n := c.stats(t, id); len(n.Transferring) != 1 || n.Transferring[0].Size != size || n.Transfers != 0 {
 		t.Errorf("of a job at work is told %+v", n)
 	}
-	c.call(t, &none, "job/stop", fmt.Sprint("jobid=", id))
+	c.call(t, "job/stop", map[string]any{"jobid": id}, &none)
 	if j := c.finish(t, id); j.Success || !strings.Contains(j.Error, "canceled") {
 		t.Errorf("job/status tells %+v", j)
 	}
 	b.oldOrAbsent(t, "root.img", "")
 	agentsEnd(t, h)
-	c.call(t, &none, "core/bwlimit", "rate=off")
+	c.call(t, "core/bwlimit", map[string]any{"rate": "off"}, &none)
 	meter.Take()
 	j := c.finish(t, c.begin(t, "blockdev:"+disk, "disks:root.img"))
 	if !j.Success || len(j.Output.Images) != 1 || j.Output.Images[0].Kept < mib {

@@ -5,8 +5,6 @@ package rclone_test
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -74,7 +72,7 @@ func (c count) whole(t *testing.T, transfers, size int64) {
 // A traffic is what is told at the end of a sync.
 type traffic struct{ sent, received, size int64 }
 
-var trafficLine = regexp.MustCompile(`(\S+) of (\S+) went over the wire, (\S+) came back: `)
+var trafficLine = regexp.MustCompile(`([0-9.]+\w*) of ([0-9.]+\w*) went over the wire, ([0-9.]+\w*) came back: `)
 
 // trafficIn finds what was told once and no more.
 func trafficIn(t *testing.T, text string) traffic {
@@ -99,20 +97,20 @@ func sizeOf(t *testing.T, text string) int64 {
 	return int64(n)
 }
 
-// agrees checks what was told against what has crossed the wire, in which are the
-// encryption, the greetings of two connections, and what the sftp backend asks for.
+// agrees checks what was told against what has crossed the wire. That is more by the
+// encryption, the greetings of two connections, and what is asked by sftp.
 func (n traffic) agrees(t *testing.T, passed int64) {
 	t.Helper()
 	told := n.sent + n.received
 	t.Logf("%d bytes told, %d more went over the wire", told, passed-told)
 	// Numbers are told with three digits behind the point.
-	if passed < told-told/1000 || passed > told+told/50+32<<10 {
+	if passed < told-told/1000 || passed > told+told/50+96<<10 {
 		t.Errorf("%d bytes are told to have gone over the wire, and %d have", told, passed)
 	}
 }
 
 // progressShown matches what is shown of all transfers.
-var progressShown = regexp.MustCompile(`\S+ \S+ / \S+ \S+, (\d+%|-)`)
+var progressShown = regexp.MustCompile(`[0-9.]+ \w+ / [0-9.]+ \w+, (\d+%|-)`)
 
 // TestProgress holds that what is shown is how far the image is compared, and that
 // what went over the wire is told beside that, in one line, and is true.
@@ -153,6 +151,26 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// TestProgressOfRestore holds the same for the way back, where the image is one that
+// rclone would read over the wire if it was let.
+func TestProgressOfRestore(t *testing.T) {
+	const size = 48 * mib
+	b, meter := newFarBench(t)
+	disk := lab.Write(t, b.near("disk"), lab.Noise(1, size), 0o644)
+	b.ok(t, "copyto", "blockdev:"+disk, "disks:root.img")
+	device := lab.BlankDevice(t, size)
+	for _, change := range []string{"first", "none"} {
+		t.Run(change, func(t *testing.T) {
+			meter.Take()
+			r := b.run(t, "copyto", "-v", "--use-json-log", "--stats", "100ms", "disks:root.img", "blockdev,allow_write:"+device).OK(t)
+			passed := meter.Take()
+			growing(t, counts(t, logged(t, r)), size)
+			trafficIn(t, r.Stderr).agrees(t, passed)
+			lab.Same(t, device, disk)
+		})
+	}
+}
+
 // growing checks what was told of the transfer of one image: ever more of it, and all
 // of it at the end.
 func growing(t *testing.T, all []count, size int64) {
@@ -166,8 +184,8 @@ func growing(t *testing.T, all []count, size int64) {
 }
 
 // TestUnlimitedScan holds that --bwlimit does not slow down what crosses no wire. At
-// its rate each of these images would take hours, and no command is waited for so long.
-// Nothing of them has changed.
+// its rate the smallest of these images, of which nothing has changed, would take
+// longer than any command is waited for.
 func TestUnlimitedScan(t *testing.T) {
 	b, meter := newFarBench(t)
 	sparse := lab.SparseFile(t, b.near("sparse"), 64<<30)
@@ -180,22 +198,18 @@ func TestUnlimitedScan(t *testing.T) {
 		name, source, target string
 		size                 int64
 	}{
-		{"holes", "blockdev:" + sparse, "disks:sparse.img", 64 << 30},
-		{"holes hashed anew", "blockdev:" + sparse, "disks,checksum:sparse.img", 64 << 30},
-		{"holes here", "blockdev:" + sparse, ":diskrsync,remote='" + b.near("copies") + "':sparse.img", 64 << 30},
-		{"zeros", "blockdev:" + zeros, "disks,checksum:zeros.img", 512 * mib},
-		{"stream", zeros, "disks:zeros.img", 512 * mib},
-		{"restore", "disks:zeros.img", "blockdev,allow_write:" + lab.Copy(t, zeros, b.near("back")), 512 * mib},
+		{"there", "blockdev:" + sparse, "disks,checksum:sparse.img", 64 << 30},
+		{"there as a stream", zeros, "disks,checksum:zeros.img", 512 * mib},
+		{"back", "disks:sparse.img", "blockdev,allow_write:" + lab.SparseFile(t, b.near("back"), 64<<30), 64 << 30},
+		{"here", "blockdev:" + sparse, ":diskrsync,remote='" + b.near("copies") + "':sparse.img", 64 << 30},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b.ok(t, "diskrsync", test.source, test.target)
 			meter.Take()
-			began := time.Now()
-			r := b.run(t, "diskrsync", "--use-json-log", "--stats", "1h", "--bwlimit", "64k", test.source, test.target).OK(t)
-			took, passed := time.Since(began), meter.Take()
+			r := b.run(t, "diskrsync", "-v", "--use-json-log", "--stats", "1h", "--bwlimit", "1M", test.source, test.target).OK(t)
+			passed := meter.Take()
 			all := counts(t, logged(t, r))
 			all[len(all)-1].whole(t, 1, test.size)
-			t.Logf("it took %v, and %d bytes went over the wire", took, passed)
 			if passed > mib {
 				t.Errorf("%d bytes went over the wire, and nothing had changed", passed)
 			}
@@ -206,7 +220,7 @@ func TestUnlimitedScan(t *testing.T) {
 // TestLimitedWire holds that --bwlimit limits what has to be sent, whatever it goes
 // through: so many bytes cannot take less time than at its rate.
 func TestLimitedWire(t *testing.T) {
-	const size, rate = 2 * mib, 1 * mib
+	const size, rate = 4 * mib, 2 * mib
 	h := lab.StartHost(t, tools, lab.HostOptions{})
 	b, _ := newBenchAt(t, h)
 	disk := lab.Write(t, b.near("disk"), lab.Noise(1, size), 0o644)
@@ -222,8 +236,9 @@ func TestLimitedWire(t *testing.T) {
 		{"here", "blockdev:" + disk, ":diskrsync,remote='" + b.near("copies") + "':root.img"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel() // most of the time they wait
 			began := time.Now()
-			b.ok(t, "copyto", "--bwlimit", fmt.Sprint(rate, "B"), test.source, test.target)
+			b.ok(t, "copyto", "--ignore-times", "--bwlimit", fmt.Sprint(rate, "B"), test.source, test.target)
 			if took := time.Since(began); took < size/rate*time.Second {
 				t.Errorf("%d bytes took %v at a rate of %d", size, took, rate)
 			}
@@ -247,7 +262,7 @@ func TestDryRun(t *testing.T) {
 	disk := lab.Image(t, b.near("disk"), 1, 9*mib)
 	b.ok(t, "copyto", "blockdev:"+disk, "disks:vms/root.img")
 	b.ok(t, "copyto", "blockdev:"+disk, "disks:vms/old.img")
-	b.halfWay(t, "blockdev:"+lab.Write(t, b.near("noise"), lab.Noise(2, 6*mib), 0o644), "disks:half.img", b.far(".diskrsync/half.img.journal"))
+	b.halfWay(t, "blockdev:"+lab.Write(t, b.near("noise"), lab.Noise(2, 6*mib), 0o644), "half.img")
 	lab.WriteAt(t, disk, lab.Noise(3, 5000), mib)
 	back := "blockdev,allow_write:" + lab.SparseFile(t, b.near("back"), 9*mib)
 	for _, test := range []struct {
@@ -263,8 +278,7 @@ func TestDryRun(t *testing.T) {
 		{"restore", []string{"copyto", "disks:vms/root.img", back}, []string{"Skipped copy", "9Mi"}},
 		{"sync", []string{"sync", "blockdev:" + b.here, "disks:vms"}, []string{"old.img", "Skipped delete"}},
 		{"rename", []string{"moveto", "disks:vms/root.img", "disks:vms/new.img"}, []string{"Skipped move"}},
-		{"delete", []string{"deletefile", "disks:vms/root.img"}, []string{"Skipped delete"}},
-		{"purge", []string{"purge", "disks:vms"}, []string{"Skipped purge"}},
+		{"purge", []string{"purge", "disks:vms"}, []string{"root.img", "Skipped delete"}},
 		{"touch", []string{"touch", "disks:vms/root.img"}, []string{"Skipped"}},
 		{"clean", []string{"backend", "clean", "disks:", "half.img"}, []string{"half.img", "Skipped clean"}},
 	} {
@@ -285,6 +299,8 @@ func TestDryRun(t *testing.T) {
 // that an image is never left half done.
 func TestMaxTransfer(t *testing.T) {
 	const exceeded = 8 // rclone's exit status for it
+	b, _ := newFarBench(t)
+	names := b.images(t, 3, 3*mib)
 	for _, test := range []struct {
 		name  string
 		flags []string
@@ -294,28 +310,22 @@ func TestMaxTransfer(t *testing.T) {
 		{"one after the other", []string{"--max-transfer", "4M", "--transfers", "1"}, 1},
 		{"at once", []string{"--max-transfer", "7M", "--transfers", "3"}, 2},
 		{"soft", []string{"--max-transfer", "4M", "--transfers", "1", "--cutoff-mode", "soft"}, 2},
-		{"cautious", []string{"--max-transfer", "7M", "--transfers", "1", "--cutoff-mode", "cautious"}, 2},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b, _ := newFarBench(t)
-			names := b.images(t, 3, 3*mib)
-			r := b.run(t, append(test.flags, "copy", "blockdev:"+b.here, "disks:")...)
+			target := "disks:" + test.name
+			r := b.run(t, append(test.flags, "copy", "blockdev:"+b.here, target)...)
 			if r.Code != exceeded {
 				t.Errorf("exit status %d, want %d", r.Code, exceeded)
 			}
 			fails(t, r, "max transfer limit reached as set by --max-transfer")
-			there := b.list(t, "disks:")
-			if len(there) > test.most {
-				t.Errorf("so much was not to be transferred: %q", there)
+			if found := strings.Fields(b.ok(t, "lsf", target)); len(found) > test.most {
+				t.Errorf("so much was not to be transferred: %q", found)
 			}
-			for _, line := range there {
-				name := filepath.Base(strings.Fields(line)[3])
-				b.holds(t, "disks:"+name, b.near(name))
-			}
-			b.ok(t, "copy", "blockdev:"+b.here, "disks:")
-			b.equal(t, "disks:", names)
+			b.ok(t, "check", "--one-way", "--download", target, "blockdev:"+b.here)
 		})
 	}
+	b.ok(t, "copy", "blockdev:"+b.here, "disks:one after the other")
+	b.equal(t, "disks:one after the other", names)
 }
 
 // images makes images of noise and returns their names.
@@ -337,33 +347,28 @@ func (b bench) equal(t *testing.T, remote string, names []string) {
 	b.ok(t, "check", "--download", "blockdev:"+b.here, remote)
 }
 
-// TestTransfers copies images at once. No agent takes up its work before there are as
-// many as there may be.
+// TestTransfers copies images at once, as many as there may be. At the rate they have
+// together, none of them can be done before all of these are on their way.
 func TestTransfers(t *testing.T) {
 	const most, size = 4, 3 * mib
 	h := lab.StartHost(t, tools, lab.HostOptions{})
-	together := lab.Write(t, filepath.Join(h.Dir, "together"), fmt.Appendf(nil, `#!/bin/sh
-mkdir -p %[1]s/agents && : > %[1]s/agents/$$
-for second in $(seq 120); do
-	[ "$(ls %[1]s/agents | wc -l)" -ge %[3]d ] && exec %[2]s "$@"
-	sleep 0.5
-done
-echo there never were %[3]d at once >&2
-exit 1
-`, h.Dir, h.Agent, most), 0o755)
-	b, _ := newBenchAt(t, h, "agent_path="+together)
+	b, _ := newBenchAt(t, h)
 	names := b.images(t, 6, size)
-	r := b.run(t, "copy", "--transfers", fmt.Sprint(most), "--retries", "1", "--low-level-retries", "1", "--use-json-log",
-		"--stats", "100ms", "blockdev:"+b.here, "disks:vms").OK(t)
-	all := counts(t, logged(t, r))
+	r := b.start(t, "copy", "--transfers", fmt.Sprint(most), "--bwlimit", "4M", "-v", "--use-json-log", "--stats", "100ms",
+		"blockdev:"+b.here, "disks:vms")
+	agents := 0
+	for r.Running() {
+		agents = max(agents, len(h.Agents(t)))
+		time.Sleep(50 * time.Millisecond)
+	}
+	all := counts(t, logged(t, r.Wait(t).OK(t)))
 	all[len(all)-1].whole(t, int64(len(names)), int64(len(names))*size)
+	transfers := 0
 	for _, c := range all {
-		if len(c.Transferring) > most {
-			t.Errorf("%d images are transferred at once, and no more than %d may be", len(c.Transferring), most)
-		}
+		transfers = max(transfers, len(c.Transferring))
+	}
+	if agents < most || transfers != most { // an agent may still be about to end when the next begins
+		t.Errorf("there were up to %d transfers with %d agents, and there may be %d", transfers, agents, most)
 	}
 	b.equal(t, "disks:vms", names)
-	if agents := lab.Must(os.ReadDir(filepath.Join(h.Dir, "agents")))(t); len(agents) < len(names) {
-		t.Errorf("%d agents were started for %d images", len(agents), len(names))
-	}
 }

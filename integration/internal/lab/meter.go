@@ -15,11 +15,13 @@ import (
 )
 
 // A Meter stands between a host and programs that cannot be made to use a Carrier,
-// and counts what crosses the wire: handshakes, encryption and all.
+// and counts what crosses the wire: handshakes, encryption and all. It may break a
+// connection.
 type Meter struct {
 	host     *Host
 	listener net.Listener
 	bytes    atomic.Int64
+	left     atomic.Int64 // bytes until a connection is to break, and not above 0 if none is
 	passing  sync.WaitGroup
 }
 
@@ -51,6 +53,10 @@ func (m *Meter) Remote(t testing.TB) []string {
 // Take returns how many bytes have passed in both directions since the last call.
 func (m *Meter) Take() int64 { return m.bytes.Swap(0) }
 
+// Break makes a connection break when so many more bytes have passed: the one that the
+// last of them comes from.
+func (m *Meter) Break(after int64) { m.left.Store(after) }
+
 func (m *Meter) accept() {
 	for {
 		client, err := m.listener.Accept()
@@ -72,16 +78,20 @@ func (m *Meter) pass(to, from net.Conn) {
 	defer to.Close()
 	defer from.Close()
 	// That a connection breaks is seen by those who use it.
-	_, _ = io.Copy(to, counted{from, &m.bytes})
+	_, _ = io.Copy(to, counted{from, m})
 }
 
+// A counted is one direction of a connection.
 type counted struct {
 	io.Reader
-	bytes *atomic.Int64
+	meter *Meter
 }
 
 func (c counted) Read(p []byte) (int, error) {
 	n, err := c.Reader.Read(p)
-	c.bytes.Add(int64(n))
+	c.meter.bytes.Add(int64(n))
+	if left := c.meter.left.Add(-int64(n)); left <= 0 && left+int64(n) > 0 {
+		return n, errors.New("the connection was to break")
+	}
 	return n, err
 }
