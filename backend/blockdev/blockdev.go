@@ -64,42 +64,46 @@ func init() {
 			Backend: "blockdev", Name: "Block devices", Tier: "Tier 4", Maintainers: "External",
 			Features: []string{"About", "CanHaveEmptyDirectories"}, Precision: 1,
 		},
-		Options: []fs.Option{{
-			Name: "allow_write",
-			Help: `Allow to write to devices and image files.
+		Options: options(),
+	})
+}
+
+func options() []fs.Option {
+	return []fs.Option{{
+		Name: "allow_write",
+		Help: `Allow to write to devices and image files.
 
 Without it the remote is read-only. With it, a copy to a device
 overwrites those of its blocks that differ. Devices that are mounted or
 smaller than the source are refused.`,
-			Default: false,
-		}, {
-			Name: "state_dir",
-			Help: `Folder in which hashes of devices are stored.
+		Default: false,
+	}, {
+		Name: "state_dir",
+		Help: `Folder in which hashes of devices are stored.
 
 If it is set, a device that was written is not read again to find out
 what it holds, as long as the kernel has counted no other write to it.
 It cannot know of writes below a logical volume, to the file behind a
 loop device, or from another machine.`,
-			Advanced: true,
-		}, {
-			Name: "checksum",
-			Help: `Read and hash everything, whatever is stored about it.
+		Advanced: true,
+	}, {
+		Name: "checksum",
+		Help: `Read and hash everything, whatever is stored about it.
 
 This is not the global flag --checksum, which makes rclone compare
 checksums that devices do not have.`,
-			Default:  false,
-			Advanced: true,
-		}, {
-			Name: "force",
-			Help: `Read devices and images that are known to be incomplete or damaged.
+		Default:  false,
+		Advanced: true,
+	}, {
+		Name: "force",
+		Help: `Read devices and images that are known to be incomplete or damaged.
 
 A device on which an update was interrupted holds a mixture of two
 contents, and an image may have blocks that are known to be bad. They
 are refused as a source unless this is set.`,
-			Default:  false,
-			Advanced: true,
-		}},
-	})
+		Default:  false,
+		Advanced: true,
+	}}
 }
 
 // Options are what the user has configured.

@@ -8,7 +8,9 @@ import (
 	"github.com/diskrsync/diskrsync/merkle/image"
 )
 
-func options() []fs.Option {
+func options() []fs.Option { return append(standard(), advanced()...) }
+
+func standard() []fs.Option {
 	return []fs.Option{{
 		Name: "remote",
 		Help: `Remote that the images are on, such as "nas:/mnt/backup" or "/mnt/backup".
@@ -31,7 +33,11 @@ An image that exists keeps its format.`,
 			Help:  "The content byte for byte, with holes where it is zero.",
 		}},
 		Exclusive: true,
-	}, {
+	}}
+}
+
+func advanced() []fs.Option {
+	return []fs.Option{{
 		Name: "agent_path",
 		Help: `Path of diskrsync on the machine of an sftp remote.
 
