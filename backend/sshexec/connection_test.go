@@ -155,7 +155,7 @@ func TestBrokenConnection(t *testing.T) {
 	if _, err := io.ReadFull(p, make([]byte, 1)); err != io.EOF {
 		t.Errorf("reading ends with %v", err)
 	}
-	oneLine(t, p.Explain(io.ErrUnexpectedEOF), "remote nas: the ssh connection was lost: ", "(unexpected EOF)")
+	oneLine(t, p.Explain(io.ErrUnexpectedEOF), "the ssh connection was lost: ", "(unexpected EOF)")
 	greet(t, h)
 	r.cut() // while it is idle
 	greet(t, h)

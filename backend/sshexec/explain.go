@@ -17,7 +17,8 @@ const maxMessage = 500
 // Explain closes the process and returns err, the error that ended the
 // conversation with it, behind what is known about it: how it ended, and the last
 // line that it or the shell wrote to standard error. If the shell did not find the
-// program, the error says what to do. A nil error stays nil.
+// program, the error says what to do. A nil error stays nil. The remote is not named:
+// who asks may have more to say about it, and puts the name in front of all.
 func (p *Process) Explain(err error) error {
 	_ = p.Close() // what it says is in what it keeps
 	if err == nil {
@@ -25,8 +26,8 @@ func (p *Process) Explain(err error) error {
 	}
 	last := last(&p.messages)
 	var said []string
-	if p.closeErr != nil {
-		said = append(said, p.closeErr.Error())
+	if p.failure != nil {
+		said = append(said, p.failure.Error())
 	}
 	if last != "" {
 		said = append(said, last)

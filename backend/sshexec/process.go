@@ -62,7 +62,8 @@ type Process struct {
 	forget   func()        // takes the process off the host's list
 	closing  chan struct{} // closed as Close begins
 	once     sync.Once
-	closeErr error
+	failure  error // how it ended, if not well
+	closeErr error // the same, with the remote's name
 }
 
 var _ io.ReadWriteCloser = (*Process)(nil)
@@ -153,10 +154,7 @@ func (p *Process) reason(err error) error {
 // made to end. Closing again returns the same.
 func (p *Process) Close() error {
 	p.once.Do(p.shut)
-	if p.closeErr == nil {
-		return nil
-	}
-	return fmt.Errorf("remote %s: %w", p.name, p.closeErr)
+	return p.closeErr
 }
 
 func (p *Process) shut() {
@@ -164,7 +162,9 @@ func (p *Process) shut() {
 	close(p.closing)
 	p.out.Close() // always nil, and so is the other
 	p.in.Close()
-	p.closeErr = p.end()
+	if p.failure = p.end(); p.failure != nil {
+		p.closeErr = fmt.Errorf("remote %s: %w", p.name, p.failure)
+	}
 	within(lastWords, p.quiet)
 	// The outputs have ended, or are nobody's who has anything to say.
 	p.prog.stdout.Close()

@@ -67,7 +67,7 @@ func TestExternalHostKey(t *testing.T) {
 	if _, err := io.ReadFull(p, make([]byte, 1)); err != io.EOF {
 		t.Errorf("reading ends with %v", err)
 	}
-	oneLine(t, p.Explain(io.EOF), "nas", "ssh: exit status 255", "Host key verification failed")
+	oneLine(t, p.Explain(io.EOF), "ssh: exit status 255", "Host key verification failed")
 }
 
 func TestExternalMissing(t *testing.T) {
@@ -121,7 +121,10 @@ func TestProgramDies(t *testing.T) {
 		if _, err := io.ReadFull(p, make([]byte, 1)); err != io.EOF {
 			t.Fatalf("reading ends with %v", err)
 		}
-		oneLine(t, p.Explain(io.ErrUnexpectedEOF), "nas: ", "out of memory (unexpected EOF)")
+		oneLine(t, p.Explain(io.ErrUnexpectedEOF), "out of memory (unexpected EOF)")
+		if err := p.Close(); err == nil || !strings.HasPrefix(err.Error(), "remote nas: ") {
+			t.Errorf("closing gives %v", err)
+		}
 		if _, err := p.Write([]byte("x")); err == nil {
 			t.Error("writing to a dead program succeeds")
 		}
@@ -131,7 +134,7 @@ func TestProgramDies(t *testing.T) {
 func TestSignal(t *testing.T) {
 	h := startServer(t).host(t, nil)
 	p := start(t, h, "kill -KILL $$")
-	oneLine(t, p.Explain(io.EOF), "remote nas: ended by signal KILL (EOF)")
+	oneLine(t, p.Explain(io.EOF), "ended by signal KILL (EOF)")
 }
 
 // TestFlood holds that errors without end neither stop the output nor fill the
