@@ -120,14 +120,23 @@ func oneLine(err error) string {
 	return harmless(strings.Join(lines, "; "))
 }
 
-// harmless makes text that another machine may have chosen fit for a terminal.
+// inFlags names our flags where a message says what can be done.
+var inFlags = strings.NewReplacer(
+	image.HintForce, "read it as it is with --force",
+	image.HintRaw, "leave out --no-compress to update it as one",
+	image.HintInPlace, "leave out --inplace",
+	image.HintChecksum, "with --checksum",
+)
+
+// harmless makes text that another machine may have chosen fit for a terminal, and for
+// who uses this command.
 func harmless(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
 		}
 		return unicode.ReplacementChar
-	}, text)
+	}, inFlags.Replace(text))
 }
 
 // note tells the user something worth knowing that is no error.

@@ -192,7 +192,7 @@ func TestReaderWithoutTheStore(t *testing.T) {
 	as := func(args ...string) lab.Result {
 		return lab.Start(t, "setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", program}, args...)...).Wait(t)
 	}
-	as("info", img.path).Fails(t, failed, "the folder .diskrsync beside it", "permission denied", "force that it is read")
+	as("info", img.path).Fails(t, failed, "the folder .diskrsync beside it", "permission denied", "--force")
 	if got, want := as("cat", "--force", img.path).OK(t).Stdout, lab.Must(os.ReadFile(disk))(t); got != string(want) {
 		t.Error("cat --force wrote something else than the image")
 	}

@@ -123,6 +123,15 @@ const (
 	ErrIncomplete = refusal("incomplete")
 )
 
+// What messages say can be done instead, for programs that have names of their own for
+// the options that are meant.
+const (
+	HintForce    = "force that it is read as it is"
+	HintRaw      = "ask for none to update it as one"
+	HintInPlace  = "do not have it changed in place"
+	HintChecksum = "if it believes nothing that is stored"
+)
+
 // refused is a refusal in words. The words stand alone: those of its kind are
 // for errors.Is and not repeated.
 type refused struct {

@@ -165,9 +165,9 @@ func (r *reader) checkState() error {
 	case r.opts.Examine || r.opts.Force:
 		return nil
 	case r.state.Incomplete:
-		return refuse(ErrIncomplete, "image %s: is incomplete: %s, or force that it is read as it is", r.store.path, r.state.Why)
+		return refuse(ErrIncomplete, "image %s: is incomplete: %s, or %s", r.store.path, r.state.Why, HintForce)
 	case r.state.Bad > 0:
-		return refuse(ErrIncomplete, "image %s: has %d bad blocks: sync to it again to repair them, or force that it is read as it is", r.store.path, r.state.Bad)
+		return refuse(ErrIncomplete, "image %s: has %d bad blocks: sync to it again to repair them, or %s", r.store.path, r.state.Bad, HintForce)
 	}
 	return nil
 }
@@ -188,7 +188,7 @@ func (r *reader) excludeWriters() error {
 	case r.opts.Force || r.opts.Examine:
 		return nil
 	case r.disk.device:
-		return refuse(ErrInUse, "device %s: is locked by another program, which is changing it: wait for that to end, or force that it is read as it is", r.store.path)
+		return refuse(ErrInUse, "device %s: is locked by another program, which is changing it: wait for that to end, or %s", r.store.path, HintForce)
 	case !r.store.beingWritten():
 		return nil
 	}
@@ -206,7 +206,7 @@ func (r *reader) readStore() error {
 	case errors.Is(err, fs.ErrPermission) && r.opts.Force:
 		return nil
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: only who may read the folder %s beside it can tell whether the image is whole (force that it is read all the same, if that does not matter)", err, StoreFolder)
+		return fmt.Errorf("%w: only who may read the folder %s beside it can tell whether the image is whole (%s, if that does not matter)", err, StoreFolder, HintForce)
 	case err != nil:
 		return err
 	}

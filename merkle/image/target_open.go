@@ -307,7 +307,7 @@ func (t *Target) openBody() error {
 		return nil
 	}
 	if t.opts.Raw {
-		return refuse(ErrRefused, "image %s: is or looks like an spgz image, and a raw one is asked for: ask for none to update it as one, or remove it to make a raw one", t.place.path)
+		return refuse(ErrRefused, "image %s: is or looks like an spgz image, and a raw one is asked for: %s, or remove it to make a raw one", t.place.path, HintRaw)
 	}
 	s, err := openAnySlots(t.disk)
 	if err != nil {
@@ -353,7 +353,7 @@ func (t *Target) excludeReaders() error {
 		return fmt.Errorf("image %s: locking it: %w", t.place.path, cause(err))
 	}
 	if err == nil && !free {
-		return refuse(ErrInUse, "image %s: is being read, and cannot be changed in place: wait for that to end, or do not have it changed in place", t.place.path)
+		return refuse(ErrInUse, "image %s: is being read, and cannot be changed in place: wait for that to end, or %s", t.place.path, HintInPlace)
 	}
 	return nil
 }

@@ -147,7 +147,7 @@ func (i *inspector) record(info *wire.Info) {
 		err = i.img.RecordBad(i.bad)
 	}
 	if err != nil {
-		info.Note = fmt.Sprintf("the bad blocks could not be recorded, so the next sync will only find them if it believes nothing that is stored (checksum): %v", err)
+		info.Note = fmt.Sprintf("the bad blocks could not be recorded, so the next sync will only find them %s: %v", image.HintChecksum, err)
 	}
 }
 
