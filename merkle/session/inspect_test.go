@@ -132,7 +132,7 @@ func TestInspectionBelowAnUpdateThatWaits(t *testing.T) {
 			if info.Bad != 1 || !slices.Equal(bad, []int64{6}) || info.Digest != (merkle.Hash{}) {
 				t.Errorf("blocks %d are bad, want 6: %+v", bad, info)
 			}
-			if !strings.Contains(info.Note, "could not be recorded") || !strings.Contains(info.Note, "--checksum") {
+			if !strings.Contains(info.Note, "could not be recorded") || !strings.Contains(info.Note, image.HintChecksum) {
 				t.Errorf("the note is %q", info.Note)
 			}
 		}
