@@ -66,6 +66,15 @@ func LeavesOffset(region int64) int64 {
 	return OutboardPage + region/GroupRegions*groupBytes + OutboardPage + region%GroupRegions*leavesBytes
 }
 
+// OutboardSize returns how long the file is with the leaves of an image.
+func OutboardSize(g Geometry) int64 {
+	n := g.Regions()
+	if n == 0 {
+		return OutboardPage
+	}
+	return LeavesOffset(n-1) + int64(g.RegionLen(n-1))*HashSize
+}
+
 // Encode returns the first page.
 func (o *Outboard) Encode() []byte {
 	page := make([]byte, 0, OutboardPage)

@@ -158,7 +158,7 @@ func TestOtherSizeThanExpected(t *testing.T) {
 	_, err := fdst.Put(ctx, counted(t, ctx), liar{o})
 	require.ErrorContains(t, err, "had 10001 bytes when it was listed, and has 10000 now")
 	require.NoError(t, os.Truncate(p, 20000))
-	_, err = o.ImageSource()
+	_, err = o.ImageSource(context.Background())
 	require.ErrorContains(t, err, "20000 bytes now and had 10000")
 	_, err = fdst.Put(ctx, counted(t, ctx), o)
 	require.ErrorContains(t, err, "20000 bytes now and had 10000")

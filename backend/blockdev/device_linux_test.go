@@ -321,7 +321,7 @@ func TestSizeAfterUpdate(t *testing.T) {
 	require.Equal(t, at, o.ModTime(ctx))
 	same(t, read(t, o), noise(2, 5000), "what was written")
 	require.Empty(t, read(t, o, &fs.SeekOption{Offset: 6000}))
-	_, err := o.ImageSource()
+	_, err := o.ImageSource(context.Background())
 	require.ErrorIs(t, err, endpoint.ErrNotPlaced)
 	require.Equal(t, int64(deviceSize), object(t, ctx, writing, dev).Size())
 
@@ -437,7 +437,7 @@ func TestVanished(t *testing.T) {
 		require.ErrorContains(t, o.Update(ctx, bytes.NewReader(noise(3, deviceSize)), info("x", deviceSize)), what)
 		_, err := o.Open(ctx)
 		require.ErrorContains(t, err, what)
-		_, err = o.ImageSource()
+		_, err = o.ImageSource(context.Background())
 		require.ErrorContains(t, err, what)
 		require.ErrorContains(t, o.Remove(ctx), "never removed")
 		if there, err := os.Stat(p); err == nil && there.Mode().IsRegular() {
@@ -513,7 +513,7 @@ func TestStateDir(t *testing.T) {
 	trees, err := filepath.Glob(filepath.Join(state, "*.tree"))
 	require.NoError(t, err)
 	require.Len(t, trees, 1)
-	src, err := o.ImageSource()
+	src, err := o.ImageSource(context.Background())
 	require.NoError(t, err)
 	require.Equal(t, endpoint.Source{Place: endpoint.Place{Path: dev}, Format: image.AsRaw, StateDir: state}, src)
 }

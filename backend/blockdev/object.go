@@ -102,7 +102,7 @@ func (o *Object) Storable() bool { return true }
 // ImageSource returns the image that a sync reads instead of the stream of Open. What
 // an update has left behind its content is not part of the object, which then is a
 // stream.
-func (o *Object) ImageSource() (endpoint.Source, error) {
+func (o *Object) ImageSource(context.Context) (endpoint.Source, error) {
 	info, err := o.look()
 	if err != nil {
 		return endpoint.Source{}, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path"
 	"strings"
 	"time"
 
@@ -155,7 +156,7 @@ func known(i *Inspection, err error) (any, error) {
 // Inspect describes an image, and with verify reads all of it. It may return an
 // error as well as what it has found.
 func (f *Fs) Inspect(ctx context.Context, remote string, verify bool) (*Inspection, error) {
-	place, err := f.place(remote)
+	place, err := f.placeToRead(ctx, remote)
 	if err != nil {
 		return nil, err
 	}
@@ -200,6 +201,9 @@ func (f *Fs) Inspect(ctx context.Context, remote string, verify bool) (*Inspecti
 func (f *Fs) clean(ctx context.Context, remote string) (any, error) {
 	if operations.SkipDestructive(ctx, remote, "clean") {
 		return nil, nil
+	}
+	if _, err := f.base.List(ctx, path.Dir("/" + remote)[1:]); err != nil {
+		return nil, err // and not even a folder is made
 	}
 	place, err := f.placeToWrite(ctx, remote)
 	if err != nil {

@@ -144,7 +144,7 @@ func (f *Fs) describe(ctx context.Context, file, tree fs.Object, unfinished bool
 		if err != nil {
 			return d, err
 		}
-		if head != nil && f.isOf(head, file, d.modified) {
+		if head != nil && isWhole(head, tree) && f.isOf(head, file, d.modified) {
 			d.size, d.format, d.tree, d.head = head.Size, image.Format(head.Format), tree, *head
 			return d, nil
 		}
@@ -174,6 +174,13 @@ func (f *Fs) describe(ctx context.Context, file, tree fs.Object, unfinished bool
 	}
 	d.size, d.format = img.Size(), image.Spgz
 	return d, img.Close()
+}
+
+// isWhole reports whether an outboard is as long as it is to be. One that was cut off on its
+// way there is none.
+func isWhole(head *merkle.Outboard, tree fs.Object) bool {
+	g, err := merkle.NewGeometry(head.Size, head.BlockSize)
+	return err == nil && tree.Size() == merkle.OutboardSize(g)
 }
 
 // isOf reports whether an outboard is that of a file, as far as the remote can tell:
@@ -227,10 +234,11 @@ func (f *Fs) readHead(ctx context.Context, tree fs.Object) (*merkle.Outboard, er
 }
 
 // view opens an image that is elsewhere.
-func (d *description) view(ctx context.Context, f *Fs, remote string) (image.Image, error) {
-	v := viewed{in: &ranged{ctx: ctx, o: d.file}}
-	sight := image.Sight{Path: f.name + ":" + path.Join(f.root, remote), File: v.in, Size: d.file.Size(), Modified: d.modified, Choice: d.choice()}
-	if d.tree != nil && !f.opt.Checksum {
+func (d *description) view(ctx context.Context, f *Fs, remote string) (*viewed, error) {
+	v := &viewed{in: &ranged{ctx: ctx, o: d.file}}
+	sight := image.Sight{Path: f.name + ":" + path.Join(f.root, remote), File: v.in, Size: d.file.Size(), Modified: d.modified, Choice: d.choice(),
+		Checksum: f.opt.Checksum, Force: f.opt.Force}
+	if d.tree != nil {
 		tree, err := f.sparingly(ctx, d.tree)
 		if err != nil {
 			return nil, err
@@ -251,7 +259,21 @@ type viewed struct {
 	in, tree *ranged
 }
 
-func (v viewed) Close() error { return errors.Join(v.Image.Close(), v.in.close(), v.tree.close()) }
+func (v *viewed) Close() error { return errors.Join(v.Image.Close(), v.in.close(), v.tree.close()) }
+
+// failed returns why what is stored could not be read, if that is why something was not
+// compared with it.
+func (v *viewed) failed() error {
+	if v.tree == nil {
+		return nil
+	}
+	v.tree.mu.Lock()
+	defer v.tree.mu.Unlock()
+	if v.tree.failed != nil {
+		return fmt.Errorf("reading what is stored of its hashes: %w", v.tree.failed)
+	}
+	return nil
+}
 
 // ranged reads an object anywhere. As long as each read begins where the last one has
 // ended, it goes on with one stream.
@@ -263,12 +285,22 @@ type ranged struct {
 	in    io.ReadCloser
 	next  int64 // where in is, or where the last read has ended
 	limit int64 // where in ends
+
+	failed error // of the first read that has
 }
 
 // ReadAt implements io.ReaderAt.
 func (r *ranged) ReadAt(p []byte, off int64) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	n, err := r.readAt(p, off)
+	if err != nil && err != io.EOF && r.failed == nil {
+		r.failed = err
+	}
+	return n, err
+}
+
+func (r *ranged) readAt(p []byte, off int64) (int, error) {
 	if off >= r.o.Size() {
 		return 0, io.EOF
 	}

@@ -77,8 +77,9 @@ type Fs struct {
 
 	budget endpoint.Budget
 
-	proof  sync.Mutex // for what follows
-	proved bool       // what sftp shows is what agents see
+	proof   sync.Mutex // for what follows
+	proved  bool       // what sftp shows is what agents see
+	refuted error      // it is not
 }
 
 // NewFs constructs an Fs from the path, container:path
@@ -362,7 +363,7 @@ func (f *Fs) upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo,
 	if _, err := f.place(remote); err != nil {
 		return 0, err
 	}
-	endpoint.Claim(in, src)
+	endpoint.Claim(ctx, in, src)
 	dir := path.Dir(remote)
 	if dir == "." {
 		dir = ""

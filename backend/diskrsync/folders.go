@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +31,9 @@ func (f *Fs) Rmdir(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
+	if found, err = f.dropProbes(ctx, found); err != nil {
+		return err
+	}
 	folder := path.Join(dir, image.StoreFolder)
 	if len(found) == 1 && found[0].Remote() == folder {
 		beside, err := f.base.List(ctx, folder)
@@ -47,6 +51,21 @@ func (f *Fs) Rmdir(ctx context.Context, dir string) error {
 		}
 	}
 	return f.base.Rmdir(ctx, dir)
+}
+
+// dropProbes removes probes, which runs that were killed have left, of a folder in which
+// there are no images.
+func (f *Fs) dropProbes(ctx context.Context, found fs.DirEntries) (rest fs.DirEntries, err error) {
+	images := slices.ContainsFunc(found, func(e fs.DirEntry) bool { return !hidden(e.Remote()) })
+	for _, entry := range found {
+		o, ok := entry.(fs.Object)
+		if images || !ok || !isProbe(entry.Remote()) {
+			rest = append(rest, entry)
+		} else if err := o.Remove(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return rest, nil
 }
 
 // dropFolder removes a store folder with all that is in it.

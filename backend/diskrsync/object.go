@@ -66,13 +66,27 @@ func (o *Object) UnWrap() fs.Object { return o.now().file }
 func (o *Object) place() (endpoint.Place, error) { return o.f.place(o.remote) }
 
 // ImageSource returns the image that a sync reads instead of the stream of Open
-func (o *Object) ImageSource() (endpoint.Source, error) {
+func (o *Object) ImageSource(ctx context.Context) (endpoint.Source, error) {
 	if o.f.site == nil {
 		return endpoint.Source{}, endpoint.ErrNotPlaced
 	}
+	src, err := o.source()
+	if err != nil {
+		return src, err
+	}
+	if !o.f.here() {
+		if err := o.f.prove(ctx); err != nil && ctx.Err() == nil {
+			fs.Logf(o, "is read over sftp, and all of it: %v", err)
+			return src, endpoint.ErrNotPlaced
+		}
+	}
 	o.readers.release() // who asks for the image does not want the stream
+	return src, nil
+}
+
+func (o *Object) source() (endpoint.Source, error) {
 	place, err := o.place()
-	return endpoint.Source{Place: place, Format: o.now().choice(), Checksum: o.f.opt.Checksum}, err
+	return endpoint.Source{Place: place, Format: o.now().choice(), Checksum: o.f.opt.Checksum, Force: o.f.opt.Force}, err
 }
 
 // SetModTime sets when the source was modified, and keeps what is stored of the
@@ -138,13 +152,16 @@ func (o *Object) Remove(ctx context.Context) error {
 // meanwhile; with those elsewhere it is an error at the end if they have.
 func (o *Object) Open(ctx context.Context, options ...fs.OpenOption) (io.ReadCloser, error) {
 	if o.f.here() {
-		src, err := o.ImageSource()
+		src, err := o.source()
 		if err != nil {
 			return nil, err
 		}
 		return src.Open(ctx, o, o.Size(), false, options)
 	}
 	if o.f.site != nil && isCopy(options) {
+		if err := o.f.prove(ctx); err != nil { // so that it need not be waited for then
+			return o.openThere(ctx, options)
+		}
 		return o.readers.hold(ctx, func() (io.ReadCloser, error) { return o.openThere(ctx, options) }), nil
 	}
 	return o.openThere(ctx, options)
@@ -166,6 +183,9 @@ func (o *Object) openThere(ctx context.Context, options []fs.OpenOption) (io.Rea
 		return nil, errors.Join(fmt.Errorf("%s: has %d bytes now and had %d when it was found", o.remote, img.Size(), d.size), img.Close())
 	}
 	changed := func() error {
+		if err := img.failed(); err != nil {
+			return err
+		}
 		now, err := o.f.find(ctx, o.remote)
 		if err != nil {
 			return err
@@ -184,7 +204,10 @@ func (o *Object) complete(ctx context.Context) error {
 	if o.f.site == nil {
 		return fmt.Errorf("%s: a sync of it is unfinished, or was when it was copied to %s: complete it where it was made, and copy it again", o.remote, shown(o.f.opt.Remote))
 	}
-	src, err := o.ImageSource()
+	src, err := o.source()
+	if err == nil {
+		_, err = o.f.placeToRead(ctx, o.remote)
+	}
 	if err != nil {
 		return err
 	}

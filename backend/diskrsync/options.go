@@ -62,6 +62,13 @@ through. It is not the global flag --inplace.`,
 		Default:  false,
 		Advanced: true,
 	}, {
+		Name: "force",
+		Help: `Read images that are known to be incomplete or damaged.
+
+What is read of them is what they hold. It is refused otherwise.`,
+		Default:  false,
+		Advanced: true,
+	}, {
 		Name: "keep_alive",
 		Help: `How long the machine of an sftp remote may be silent before it is asked
 for a sign of life.
@@ -90,6 +97,7 @@ type Options struct {
 	AgentPath       string      `config:"agent_path"`
 	Checksum        bool        `config:"checksum"`
 	InPlace         bool        `config:"inplace"`
+	Force           bool        `config:"force"`
 	KeepAlive       fs.Duration `config:"keep_alive"`
 	InsecureHostKey bool        `config:"insecure_host_key"`
 }

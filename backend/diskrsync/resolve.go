@@ -40,6 +40,7 @@ const maxRemotes = 32
 // there is none: then images can only be read.
 func (f *Fs) resolve() (*site, error) {
 	remote := fspath.JoinRootPath(f.opt.Remote, f.root)
+	inside := f.root // what of the path is not that of a remote that somebody has set
 	for range maxRemotes {
 		info, name, p, m, err := fs.ConfigFs(remote)
 		if err != nil {
@@ -47,7 +48,7 @@ func (f *Fs) resolve() (*site, error) {
 		}
 		switch info.Name {
 		case "local":
-			return f.localSite(p, m)
+			return localSite(p, inside, m)
 		case "sftp":
 			s, err := f.sftpSite(name, p, m)
 			if err == nil {
@@ -55,6 +56,9 @@ func (f *Fs) resolve() (*site, error) {
 			}
 			return s, err
 		case "alias", "combine":
+			if info.Name == "combine" && strings.Trim(p, "/") == inside {
+				_, inside, _ = strings.Cut(inside, "/")
+			}
 			if remote, err = behind(info.Name, p, m); err != nil || remote == "" {
 				return nil, err
 			}
@@ -118,7 +122,7 @@ func behind(kind, p string, m configmap.Mapper) (string, error) {
 	return "", nil // the folder of the upstreams themselves
 }
 
-func (f *Fs) localSite(p string, m configmap.Mapper) (*site, error) {
+func localSite(p, inside string, m configmap.Mapper) (*site, error) {
 	var opt struct {
 		Enc   encoder.MultiEncoder `config:"encoding"`
 		Links bool                 `config:"copy_links"`
@@ -126,22 +130,8 @@ func (f *Fs) localSite(p string, m configmap.Mapper) (*site, error) {
 	if err := configstruct.Set(m, &opt); err != nil {
 		return nil, err
 	}
-	set, below := cutBelow(p, f.root)
-	root, err := filepath.Abs(filepath.FromSlash(encoded(set, opt.Enc)))
-	return &site{root: root, below: opt.Enc.FromStandardPath(below), names: opt.Enc, links: opt.Links}, err
-}
-
-// cutBelow cuts a path into the folder that is configured, and what of the path in the
-// remote comes behind it. (combine takes the first element for itself.)
-func cutBelow(p, root string) (set, below string) {
-	for root != "" && path.Base(root) == path.Base(p) {
-		below = path.Join(path.Base(p), below)
-		p = path.Dir(p)
-		if root = path.Dir(root); root == "." {
-			root = ""
-		}
-	}
-	return p, below
+	root, err := filepath.Abs(filepath.FromSlash(encoded(strings.TrimSuffix(p, inside), opt.Enc)))
+	return &site{root: root, below: opt.Enc.FromStandardPath(inside), names: opt.Enc, links: opt.Links}, err
 }
 
 // encoded returns a path as it is on the disk, and as the local backend has it: in

@@ -4,28 +4,42 @@ import (
 	"context"
 	"errors"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	_ "github.com/rclone/rclone/backend/alias"
 	_ "github.com/rclone/rclone/backend/combine"
+	_ "github.com/rclone/rclone/backend/local"
 	"github.com/rclone/rclone/fs"
 	"github.com/rclone/rclone/lib/encoder"
 )
 
-func TestCutBelow(t *testing.T) {
-	for _, test := range []struct{ p, root, set, below string }{
+// No link is to lead out of the folder that is set, whatever stands in between.
+func TestResolveHere(t *testing.T) {
+	t.Setenv("RCLONE_CONFIG_OTHER_TYPE", "alias")
+	t.Setenv("RCLONE_CONFIG_OTHER_REMOTE", "/srv/data")
+	t.Setenv("RCLONE_CONFIG_TREE_TYPE", "combine")
+	t.Setenv("RCLONE_CONFIG_TREE_UPSTREAMS", "data=/srv/data vms=other:vms")
+	for _, test := range []struct{ remote, root, set, below string }{
 		{"/backup", "", "/backup", ""},
-		{"/backup/vms/web", "vms/web", "/backup", "vms/web"},
-		{"/vms/vms", "vms", "/vms", "vms"},
-		{"/x/a", "dir/a", "/x", "a"}, // combine has taken dir for itself
-		{"/vms", "vms", "/", "vms"},
-		{"../backup/.vms", ".vms", "../backup", ".vms"},
-		{"vms", "vms", ".", "vms"},
+		{"/backup", "vms/web", "/backup", "vms/web"},
+		{"/vms", "vms", "/vms", "vms"},
+		{"/", "vms", "/", "vms"},
+		{"other:", "x", "/srv/data", "x"},
+		{"other:x", "x", "/srv/data/x", "x"},
+		{"tree:", "data", "/srv/data", ""},
+		{"tree:", "data/data", "/srv/data", "data"},
+		{"tree:data", "data", "/srv/data", "data"},
+		{"tree:", "vms/web", "/srv/data/vms", "web"},
 	} {
-		if set, below := cutBelow(test.p, test.root); set != test.set || below != test.below {
-			t.Errorf("%s of %s is %s and %s, want %s and %s", test.root, test.p, set, below, test.set, test.below)
+		f := &Fs{root: test.root, opt: Options{Remote: test.remote}}
+		s, err := f.resolve()
+		if err != nil || s == nil {
+			t.Errorf("%s of %s: %v", test.root, test.remote, err)
+		} else if filepath.ToSlash(s.root) != test.set || s.below != test.below {
+			t.Errorf("%s of %s is %s and %s, want %s and %s", test.root, test.remote, s.root, s.below, test.set, test.below)
 		}
 	}
 }

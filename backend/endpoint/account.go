@@ -90,16 +90,13 @@ func (f *following) count(scanned int64) {
 }
 
 // end stops counting, and returns the error that the sync ends with.
-func (f *following) end(ctx context.Context, r session.Result, err error) error {
+func (f *following) end(r session.Result, err error) error {
 	close(f.stop)
 	<-f.stopped
 	defer f.cancel(nil)
 	defer func() { f.budget.give(f.rest) }()
 	if err == nil {
 		f.count(r.Size)
-		if overLimit(ctx) { // it was larger than it was said to be
-			return accounting.ErrorMaxTransferLimitReachedFatal
-		}
 		return nil
 	}
 	if f.account.Account != nil {
@@ -127,22 +124,48 @@ func limit(ctx context.Context) (int64, bool) {
 // allows: each is compared to its end, or cut off. The zero Budget is ready for use.
 type Budget struct {
 	mu       sync.Mutex
-	promised int64 // bytes that are yet to be counted of syncs that are under way
+	promised int64         // bytes that are yet to be counted of syncs that are under way
+	ended    chan struct{} // is closed when that has become less, if someone waits for it
 }
 
-// take promises size bytes to a sync, or fails if there are not as many left.
+// take promises size bytes to a sync. If there are not as many left it waits for those
+// that are under way, so that they are not ended with it, and fails then.
 func (b *Budget) take(ctx context.Context, size int64) error {
 	if b == nil {
 		b = new(Budget)
 	}
+	for {
+		ok, ended := b.try(ctx, size)
+		switch {
+		case ok:
+			return nil
+		case ended == nil:
+			return accounting.ErrorMaxTransferLimitReachedFatal
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// try takes what is left. If that is too little, it returns what is closed when more may
+// be known, nil if nothing else is under way.
+func (b *Budget) try(ctx context.Context, size int64) (ok bool, ended chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	most, ok := limit(ctx)
-	if ok && accounting.Stats(ctx).GetBytes()+b.promised+size > most {
-		return accounting.ErrorMaxTransferLimitReachedFatal
+	most, limited := limit(ctx)
+	switch {
+	case !limited || accounting.Stats(ctx).GetBytes()+b.promised+size <= most:
+		b.promised += size
+		return true, nil
+	case b.promised == 0:
+		return false, nil
+	case b.ended == nil:
+		b.ended = make(chan struct{})
 	}
-	b.promised += size
-	return nil
+	return false, b.ended
 }
 
 // give takes back a promise, because the bytes are counted, or will not come.
@@ -153,11 +176,15 @@ func (b *Budget) give(size int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.promised -= size
+	if b.ended != nil {
+		close(b.ended)
+		b.ended = nil
+	}
 }
 
-// interruptible ends ctx when rclone is told to end, and has it wait until stop was
+// Interruptible ends ctx when rclone is told to end, and has it wait until stop was
 // called: what has arrived is made durable for the next run, and a far agent ends.
-func interruptible(ctx context.Context) (context.Context, func()) {
+func Interruptible(ctx context.Context) (context.Context, func()) {
 	const patience = 10 * time.Second
 	ctx, cancel := context.WithCancel(ctx)
 	over := make(chan struct{})

@@ -3,9 +3,8 @@ package endpoint
 import (
 	"context"
 	"errors"
-	"io/fs"
+	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -102,8 +101,8 @@ func SetModified(ctx context.Context, p Place, modified time.Time) error {
 }
 
 // Remove removes an image with what is stored about it. If nothing but that is there,
-// the error matches fs.ErrNotExist, on this machine. Of a symbolic link to an image
-// nothing is removed there but the link.
+// the error matches fs.ErrNotExist, on this machine. Of a symbolic link nothing is
+// removed but the link.
 func Remove(ctx context.Context, p Place) error {
 	if !p.here() {
 		a, err := p.open(ctx, wire.Request{Verb: wire.VerbRemove})
@@ -112,13 +111,12 @@ func Remove(ctx context.Context, p Place) error {
 		}
 		return a.carrier.Close()
 	}
-	full := filepath.Join(p.Root, p.Path)
-	if link, err := os.Lstat(full); err == nil && link.Mode()&fs.ModeSymlink != 0 {
-		return os.Remove(full)
+	if p.Root == "" {
+		return Classify(image.RemoveAt(nil, p.Path))
 	}
-	place, err := p.Locate()
+	root, err := os.OpenRoot(p.Root)
 	if err != nil {
-		return err
+		return fmt.Errorf("opening the folder of images: %w", err)
 	}
-	return Classify(errors.Join(image.Remove(place), place.Close()))
+	return Classify(errors.Join(image.RemoveAt(root, p.Path), root.Close()))
 }

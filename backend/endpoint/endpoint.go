@@ -95,7 +95,7 @@ type Placed interface {
 	// ImageSource returns where the image is that the object shows. It fails with
 	// ErrNotPlaced if it can only be read as a stream. Who calls it does not read what
 	// rclone has opened.
-	ImageSource() (Source, error)
+	ImageSource(ctx context.Context) (Source, error)
 }
 
 // ErrNotPlaced says that an object can only be read through its Open.
@@ -103,7 +103,7 @@ var ErrNotPlaced = errors.New("can only be read as a stream")
 
 // placed returns the image behind what rclone says is the source, or false if it
 // is to be read as a stream.
-func placed(src fs.ObjectInfo) (Source, bool, error) {
+func placed(ctx context.Context, src fs.ObjectInfo) (Source, bool, error) {
 	if o, ok := src.(*fs.OverrideRemote); ok {
 		src = o.ObjectInfo // and no further: what wraps an object may show other content
 	}
@@ -111,7 +111,7 @@ func placed(src fs.ObjectInfo) (Source, bool, error) {
 	if !ok {
 		return Source{}, false, nil
 	}
-	s, err := p.ImageSource()
+	s, err := p.ImageSource(ctx)
 	if errors.Is(err, ErrNotPlaced) {
 		return Source{}, false, nil
 	}

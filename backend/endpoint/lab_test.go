@@ -88,10 +88,10 @@ type imageObject struct {
 	err       error
 }
 
-func (o *imageObject) Remote() string                    { return "disk.img" }
-func (o *imageObject) Size() int64                       { return o.size }
-func (o *imageObject) ModTime(context.Context) time.Time { return day }
-func (o *imageObject) ImageSource() (Source, error)      { return o.src, o.err }
+func (o *imageObject) Remote() string                              { return "disk.img" }
+func (o *imageObject) Size() int64                                 { return o.size }
+func (o *imageObject) ModTime(context.Context) time.Time           { return day }
+func (o *imageObject) ImageSource(context.Context) (Source, error) { return o.src, o.err }
 func imageAt(t *testing.T, place Place) *imageObject {
 	t.Helper()
 	stat, err := os.Stat(place.Path)

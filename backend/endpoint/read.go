@@ -121,7 +121,8 @@ func (r *Reader) findData() error {
 	}
 	if err == nil {
 		r.data = r.blocks.cover(data)
-		err = r.blocks.judgeHole(from, r.data.Offset)
+		wanted := r.blocks.cover(merkle.Extent{Offset: from, Length: r.end - from})
+		err = r.blocks.judgeHole(from, min(r.data.Offset, wanted.End()))
 	}
 	return r.lasting(err)
 }

@@ -28,11 +28,11 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 	// A reader that rclone does not count by itself may be one of several that somebody
 	// fills at once, as union does, who waits for each to be read.
 	if account.Account != nil {
-		if s.from, ok, err = placed(src); err != nil {
+		if s.from, ok, err = placed(ctx, src); err != nil {
 			return result, err
 		}
 	}
-	ctx, stop := interruptible(ctx)
+	ctx, stop := Interruptible(ctx)
 	defer stop()
 	if ok {
 		account.Abandon()
@@ -46,12 +46,16 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 			return result, fserrors.NoRetryError(fmt.Errorf("%s: nothing came to be written: what made the stream has failed, or ended at once", dst.Path))
 		}
 	}
-	if err := dst.Budget.take(ctx, max(s.size, 0)); err != nil {
+	expected := s.size
+	if s.stream != nil {
+		expected = s.stream.Size()
+	}
+	if err := dst.Budget.take(ctx, expected); err != nil {
 		return result, err
 	}
-	f := account.follow(ctx, &s.mon, dst.Budget, max(s.size, 0))
+	f := account.follow(ctx, &s.mon, dst.Budget, expected)
 	result, err = s.run(f.ctx)
-	if err = f.end(ctx, result, err); err != nil {
+	if err = f.end(result, err); err != nil {
 		return result, err
 	}
 	if err = s.checkSize(result.Size); err != nil {
@@ -64,9 +68,9 @@ func Upload(ctx context.Context, o any, in io.Reader, src fs.ObjectInfo, dst Tar
 
 // Claim tells a source that its stream will not be read, as soon as that is known. Upload
 // does so as well.
-func Claim(in io.Reader, src fs.ObjectInfo) {
+func Claim(ctx context.Context, in io.Reader, src fs.ObjectInfo) {
 	if _, account := release(in); account.Account != nil {
-		_, _, _ = placed(src) // Upload is told what is wrong with it
+		_, _, _ = placed(ctx, src) // Upload is told what is wrong with it
 	}
 }
 

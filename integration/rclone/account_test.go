@@ -304,7 +304,7 @@ func TestMaxTransfer(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		flags []string
-		most  int // images that may be there
+		most  int // images that are there
 	}{
 		{"smaller than any", []string{"--max-transfer", "2M"}, 0},
 		{"one after the other", []string{"--max-transfer", "4M", "--transfers", "1"}, 1},
@@ -318,8 +318,8 @@ func TestMaxTransfer(t *testing.T) {
 				t.Errorf("exit status %d, want %d", r.Code, exceeded)
 			}
 			fails(t, r, "max transfer limit reached as set by --max-transfer")
-			if found := strings.Fields(b.ok(t, "lsf", target)); len(found) > test.most {
-				t.Errorf("so much was not to be transferred: %q", found)
+			if found := strings.Fields(b.ok(t, "lsf", target)); len(found) != test.most {
+				t.Errorf("%d images were to be transferred, and there are %q", test.most, found)
 			}
 			b.ok(t, "check", "--one-way", "--download", target, "blockdev:"+b.here)
 		})

@@ -20,9 +20,8 @@ func TestOtherPaths(t *testing.T) {
 	b, m := newBenchAt(t, h)
 	disk := lab.Image(t, b.near("disk"), 1, mib)
 	programs, prefix := t.TempDir(), t.TempDir()
-	for _, dir := range []string{programs, b.there} {
-		lab.Image(t, filepath.Join(dir, "root.img"), 2, mib)
-	}
+	lab.Image(t, filepath.Join(programs, "root.img"), 2, mib)
+	lab.Image(t, b.far("root.img"), 3, mib)
 	if err := os.MkdirAll(filepath.Dir(prefix+b.there), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -48,6 +47,12 @@ func TestOtherPaths(t *testing.T) {
 			there.Unchanged(t, b.there)
 			here.Unchanged(t, programs)
 		}
+	}
+	for _, remote := range []string{"otherdisks:", "nonedisks:"} {
+		r := b.run(t, "copyto", "--ignore-times", remote+"root.img", "blockdev,allow_write:"+b.near("copy")).OK(t)
+		says(t, r, "is read over sftp", "set path_override")
+		lab.Same(t, b.near("copy"), b.far("root.img"))
+		fails(t, b.run(t, "backend", "verify", remote, "root.img"))
 	}
 	fails(t, b.run(t, "lsl", "otherdisks:vms"), "path_override", "is one folder")
 	b.ok(t, "copyto", "blockdev:"+disk, "rightdisks:vms/root.img")
@@ -117,6 +122,10 @@ func TestLinks(t *testing.T) {
 	for _, target := range []string{"here:file.img", "here:folder/precious", "here:folder/new.img", "here:device.img", "disks:device.img"} {
 		r := b.run(t, "copyto", "blockdev:"+disk, target, "--retries", "1", "--low-level-retries", "1")
 		fails(t, r)
+	}
+	b.ok(t, "deletefile", "disks:file.img") // the link, and nothing else
+	if _, err := os.Lstat(b.far("file.img")); err == nil {
+		t.Error("the link was not removed")
 	}
 	if got := lab.Must(os.ReadFile(precious))(t); string(got) != "precious" {
 		t.Errorf("a file outside of the folder was written to: %d bytes", len(got))

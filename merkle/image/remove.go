@@ -4,7 +4,32 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 )
+
+// RemoveAt removes the image at a path of this machine, as Remove does, or beneath root if
+// that is set. Of a symbolic link it removes nothing but the link.
+func RemoveAt(root *os.Root, path string) error {
+	lstat, unlink, locate := os.Lstat, os.Remove, Locate
+	if root != nil {
+		lstat, unlink = root.Lstat, root.Remove
+		locate = func(path string) (*Place, error) { return LocateIn(root, path) }
+		path = strings.TrimLeft(filepath.ToSlash(path), "/")
+	}
+	if info, err := lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		if err := unlink(path); err != nil {
+			return fmt.Errorf("image %s: removing the link: %w", path, cause(err))
+		}
+		return nil
+	}
+	p, err := locate(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(Remove(p), p.Close())
+}
 
 // Remove removes the image at p, durably, with all that is stored about it, and what an
 // interrupted run has left of one that never came to be. It fails with ErrInUse if

@@ -202,13 +202,7 @@ func (t *tree) clearTail() error {
 }
 
 // end is where the file ends.
-func (t *tree) end() int64 {
-	n := t.g.Regions()
-	if n == 0 {
-		return merkle.OutboardPage
-	}
-	return merkle.LeavesOffset(n-1) + int64(t.g.RegionLen(n-1))*merkle.HashSize
-}
+func (t *tree) end() int64 { return merkle.OutboardSize(t.g) }
 
 func (t *tree) close() error {
 	if t == nil {

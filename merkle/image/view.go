@@ -19,9 +19,12 @@ type Sight struct {
 	Choice   Choice
 
 	// Outboard, if set, has what is stored of the hashes, and Head is its first page.
-	// That it is about this file is for the caller to find out.
+	// That it is about this file, and whole, is for the caller to find out.
 	Outboard io.ReaderAt
 	Head     merkle.Outboard
+
+	Checksum bool // believe no stored hashes
+	Force    bool // open an image that has bad blocks
 }
 
 // View opens an image that is seen from afar. Nothing is known of its holes; whether
@@ -33,7 +36,7 @@ func View(s Sight) (Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &reader{store: &store{path: s.Path}, opts: Options{Choice: s.Choice}, disk: d}
+	v := &reader{store: &store{path: s.Path}, opts: Options{Choice: s.Choice, Checksum: s.Checksum, Force: s.Force}, disk: d}
 	if s.Outboard != nil {
 		g, err := merkle.NewGeometry(s.Head.Size, s.Head.BlockSize)
 		if err != nil {

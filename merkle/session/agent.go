@@ -60,6 +60,9 @@ func (c *Conn) fail(reason error) error {
 }
 
 func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
+	if req.Verb == wire.VerbRemove {
+		return a.remove(c, req)
+	}
 	place, err := a.locate(req.Path)
 	if err != nil {
 		return c.fail(err)
@@ -75,8 +78,6 @@ func (a Agent) carryOut(ctx context.Context, c *Conn, req *wire.Request) error {
 		return a.clean(c, place, req)
 	case wire.VerbTouch:
 		return a.touch(c, place, req)
-	case wire.VerbRemove:
-		return a.remove(c, place, req)
 	}
 	choice, err := image.ParseChoice(req.Format)
 	if err != nil {
@@ -149,12 +150,12 @@ func (a Agent) touch(c *Conn, place *image.Place, req *wire.Request) error {
 	return c.write(&wire.Opened{})
 }
 
-// remove removes an image.
-func (a Agent) remove(c *Conn, place *image.Place, req *wire.Request) error {
+// remove removes an image, or a link to one.
+func (a Agent) remove(c *Conn, req *wire.Request) error {
 	if a.ReadOnly {
 		return c.fail(readOnly(req))
 	}
-	if err := image.Remove(place); err != nil {
+	if err := image.RemoveAt(a.Root, req.Path); err != nil {
 		return c.fail(err)
 	}
 	return c.write(&wire.Opened{})

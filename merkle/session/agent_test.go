@@ -267,6 +267,23 @@ func TestAgentRemoves(t *testing.T) {
 	if got := readImage(t, path, image.Raw); !bytes.Equal(got, noise(100_000)) {
 		t.Error("the image has changed")
 	}
+	victim := filepath.Join(outside, "victim")
+	must(t, os.WriteFile(victim, noise(100), 0o600))
+	must(t, os.Symlink("../outside/victim", filepath.Join(inside, "link")))
+	for _, agent := range []session.Agent{a, {}} {
+		link := filepath.Join(inside, "link")
+		if agent.Root != nil {
+			link = "link"
+		}
+		must(t, remove(agent, link))
+		if _, err := os.Lstat(filepath.Join(inside, "link")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the link that was removed: %v", err)
+		}
+		if _, err := os.Stat(victim); err != nil {
+			t.Errorf("what the link led to: %v", err)
+		}
+		must(t, os.Symlink("../outside/victim", filepath.Join(inside, "link")))
+	}
 	must(t, remove(a, "disk"))
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the image that was removed: %v", err)
