@@ -130,7 +130,10 @@ func localSite(p, inside string, m configmap.Mapper) (*site, error) {
 	if err := configstruct.Set(m, &opt); err != nil {
 		return nil, err
 	}
-	root, err := filepath.Abs(filepath.FromSlash(encoded(strings.TrimSuffix(p, inside), opt.Enc)))
+	set := strings.TrimSuffix(p, inside)
+	volume := filepath.VolumeName(set) // C: on Windows, whose colon is no part of a name
+	set = encoded(filepath.ToSlash(set[len(volume):]), opt.Enc)
+	root, err := filepath.Abs(volume + filepath.FromSlash(set))
 	return &site{root: root, below: opt.Enc.FromStandardPath(inside), names: opt.Enc, links: opt.Links}, err
 }
 
