@@ -130,7 +130,7 @@ func TestExplain(t *testing.T) {
 		err := (&agent{carrier: w, host: "nas"}).explain(tt.err)
 		require.EqualError(t, err, tt.want, tt.name)
 		require.ErrorIs(t, err, tt.err, tt.name)
-		require.Equal(t, []int{tt.explained, tt.closed}, []int{w.explained, w.closed}, tt.name)
+		require.Equal(t, []int{tt.explained, tt.closed}, []int{int(w.explained.Load()), int(w.closed.Load())}, tt.name)
 	}
 	require.NoError(t, (&agent{}).explain(nil))
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,23 +116,27 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.ErrUnexpectedEOF
 }
 
-// A cable is a Carrier to an agent of this process.
+// A cable is a Carrier to an agent of this process, which has ended when Close returns, as
+// a program has.
 type cable struct {
 	io.ReadWriteCloser
-	explained, closed int
+	ended             chan struct{}
+	explained, closed atomic.Int64 // how often; several may close it
 }
 
 func (w *cable) Explain(err error) error {
-	w.explained++
+	w.explained.Add(1)
 	return fmt.Errorf("%w (the cable was cut)", err)
 }
 
 func (w *cable) Close() error {
-	w.closed++
+	w.closed.Add(1)
 	if w.ReadWriteCloser == nil {
 		return nil
 	}
-	return w.ReadWriteCloser.Close()
+	err := w.ReadWriteCloser.Close()
+	<-w.ended
+	return err
 }
 
 // far makes a place one that an agent has.
@@ -141,11 +146,13 @@ func far(t *testing.T, host, p string) Place {
 	t.Cleanup(func() { require.NoError(t, agents.Wait()) })
 	return Place{Path: p, Host: host, Dial: func(ctx context.Context) (Carrier, error) {
 		near, there := transport.Pipe()
+		ended := make(chan struct{})
 		agents.Go(func() error {
+			defer close(ended)
 			_ = session.Agent{}.Serve(t.Context(), there) // its peer is told
 			return there.Close()
 		})
-		return &cable{ReadWriteCloser: near}, nil
+		return &cable{ReadWriteCloser: near, ended: ended}, nil
 	}}
 }
 
