@@ -94,7 +94,7 @@ func (f *following) end(r session.Result, err error) error {
 	close(f.stop)
 	<-f.stopped
 	defer f.cancel(nil)
-	defer func() { f.budget.give(f.rest) }()
+	defer func() { f.budget.leave(f.rest) }()
 	if err == nil {
 		f.count(r.Size)
 		return nil
@@ -124,8 +124,9 @@ func limit(ctx context.Context) (int64, bool) {
 // allows: each is compared to its end, or cut off. The zero Budget is ready for use.
 type Budget struct {
 	mu       sync.Mutex
+	running  int           // syncs that are under way
 	promised int64         // bytes that are yet to be counted of syncs that are under way
-	ended    chan struct{} // is closed when that has become less, if someone waits for it
+	ended    chan struct{} // is closed when one ends, if someone waits for that
 }
 
 // take promises size bytes to a sync. If there are not as many left it waits for those
@@ -159,8 +160,9 @@ func (b *Budget) try(ctx context.Context, size int64) (ok bool, ended chan struc
 	switch {
 	case !limited || accounting.Stats(ctx).GetBytes()+b.promised+size <= most:
 		b.promised += size
+		b.running++
 		return true, nil
-	case b.promised == 0:
+	case b.running == 0:
 		return false, nil
 	case b.ended == nil:
 		b.ended = make(chan struct{})
@@ -168,7 +170,7 @@ func (b *Budget) try(ctx context.Context, size int64) (ok bool, ended chan struc
 	return false, b.ended
 }
 
-// give takes back a promise, because the bytes are counted, or will not come.
+// give takes back a promise, because the bytes are counted.
 func (b *Budget) give(size int64) {
 	if b == nil {
 		return
@@ -176,6 +178,17 @@ func (b *Budget) give(size int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.promised -= size
+}
+
+// leave ends a sync, of which so many bytes will not come.
+func (b *Budget) leave(rest int64) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.promised -= rest
+	b.running--
 	if b.ended != nil {
 		close(b.ended)
 		b.ended = nil

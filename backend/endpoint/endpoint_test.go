@@ -2,6 +2,7 @@ package endpoint
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/rclone/rclone/fs"
 	"github.com/rclone/rclone/fs/accounting"
@@ -219,4 +221,36 @@ func TestReaderOfWhatIsDamaged(t *testing.T) {
 			require.NoError(t, r.Close())
 		}
 	}
+}
+
+// What does not fit waits for what does, which would be ended with it, and fails then.
+func TestBudget(t *testing.T) {
+	ctx, ci := begin(t)
+	ci.MaxTransfer, ci.CutoffMode = 100, fs.CutoffModeHard
+	var b Budget
+	require.NoError(t, b.take(ctx, 60))
+	require.NoError(t, b.take(ctx, 40))
+	third := make(chan error, 1)
+	go func() { third <- b.take(ctx, 1) }()
+	b.give(60) // of the first all is counted: that alone is no end
+	accounting.Stats(ctx).Bytes(60)
+	b.leave(0)
+	select {
+	case err := <-third:
+		t.Fatalf("while another is under way: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	b.leave(40) // it was cut off
+	require.NoError(t, <-third)
+	accounting.Stats(ctx).Bytes(40)
+	b.leave(1)
+	require.ErrorIs(t, b.take(ctx, 1), accounting.ErrorMaxTransferLimitReachedFatal)
+
+	over, cancel := context.WithCancel(ctx)
+	ci.MaxTransfer = 110
+	require.NoError(t, b.take(ctx, 10))
+	cancel()
+	require.ErrorIs(t, b.take(over, 10), context.Canceled)
+	ci.CutoffMode = fs.CutoffModeSoft
+	require.NoError(t, b.take(ctx, 1000))
 }
