@@ -125,7 +125,7 @@ func limit(ctx context.Context) (int64, bool) {
 type Budget struct {
 	mu       sync.Mutex
 	running  int           // syncs that are under way
-	promised int64         // bytes that are yet to be counted of syncs that are under way
+	promised int64         // bytes that are yet to be counted of them
 	ended    chan struct{} // is closed when one ends, if someone waits for that
 }
 

@@ -19,7 +19,6 @@ import (
 type Reader struct {
 	ctx      context.Context
 	img      image.Image
-	size     int64 // of the object
 	pos, end int64
 	data     merkle.Extent // the next that is not a hole: from pos up to it there is none
 	blocks   *blocks
@@ -46,14 +45,15 @@ func (s Source) Open(ctx context.Context, o any, size int64, part bool, options 
 
 // NewReader reads what options ask for of an object of so many bytes, which are the
 // first of img. Where hashes of it are stored, whatever is read is compared with them,
-// by whole blocks: damage does not pass for content. At the end of them it asks changed whether what was read is a
-// mixture. Close closes img, and calls the function that is given.
+// by whole blocks: damage does not pass for content. At the end of them it asks changed
+// whether what was read is a mixture. Close closes img, and calls the function that is
+// given.
 func NewReader(ctx context.Context, o any, img image.Image, size int64, changed, close func() error, options []fs.OpenOption) (io.ReadCloser, error) {
 	blocks, err := newBlocks(img)
 	if err != nil {
 		return nil, errors.Join(err, img.Close(), close())
 	}
-	r := &Reader{ctx: ctx, img: img, size: size, blocks: blocks, changed: changed, close: close}
+	r := &Reader{ctx: ctx, img: img, blocks: blocks, changed: changed, close: close}
 	r.pos, r.end = extent(o, size, options)
 	r.data = merkle.Extent{Offset: r.pos} // of which nothing is known yet
 	return r, nil
